@@ -1,0 +1,165 @@
+"""What a backend is: a device's way to take a float ONNX file and a precision per layer, and give back numbers.
+
+A backend lowers (inserts quantise/dequantise pairs the way its runtime wants them), builds (compiles or converts to
+the file that ships), opens (a session that runs) and inspects (what each layer really computes in). Third parties add
+one through an entry point of the group ``hwsearch.backends`` that names a class without constructor arguments.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwsearch.errors import BackendUnavailableError, ConfigError, did_you_mean
+from hwsearch.types import Artifact, Device, LayerTime
+
+if TYPE_CHECKING:
+    import onnx
+
+ENTRY_POINT_GROUP = "hwsearch.backends"
+
+BUILT_IN = {
+    "onnxruntime": "hwsearch.backends.onnxruntime:OnnxRuntimeBackend",
+    "openvino": "hwsearch.backends.openvino:OpenVinoBackend",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """How a model is run; part of the device fingerprint.
+
+    Attributes:
+        threads: Intra-op threads.
+        batch: Examples per call.
+        float_precision: Format of the layers that are not quantised: ``fp32`` or ``bf16``. A backend that cannot
+            honour it raises `BackendUnavailableError` instead of running something else.
+        cpus: Cores the measuring process is pinned to; empty for no pinning.
+    """
+
+    threads: int = 1
+    batch: int = 1
+    float_precision: str = "fp32"
+    cpus: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Availability:
+    """Whether a backend can be used here; `problem` and `install` are set when it cannot."""
+
+    version: str | None
+    problem: str | None = None
+    install: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.problem is None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorRange:
+    """Smallest and largest value a tensor took on the calibration images (after the range method)."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LowerRequest:
+    """What `Backend.lower` needs beside the float model.
+
+    Attributes:
+        precision: Layer (= node name in the model) -> requested precision.
+        ranges: Activation tensor name -> range; holds every tensor that `tensors_to_observe` named.
+    """
+
+    precision: Mapping[str, str]
+    ranges: Mapping[str, TensorRange] = field(default_factory=dict)
+
+
+class Session(Protocol):
+    """A model loaded in its runtime, with its buffers allocated."""
+
+    def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Outputs [N, ...] for inputs [N, ...]; N is the batch the session was opened with."""
+        ...
+
+    def bind(self, batch: NDArray[np.float32]) -> None:
+        """Fix the input of the `step` calls that follow."""
+        ...
+
+    def step(self) -> None:
+        """One inference on the bound input; what is timed. Allocates and copies nothing it need not."""
+        ...
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """See the module's docstring. `hwsearch.testing.BackendContract` checks an implementation."""
+
+    name: str
+
+    def availability(self) -> Availability:
+        """Whether runtime and device are here; never raises."""
+        ...
+
+    def device(self, options: RunOptions) -> Device:
+        """Fingerprint of what runs with these options."""
+        ...
+
+    def tensors_to_observe(self, model: onnx.ModelProto, precision: Mapping[str, str]) -> Sequence[str]:
+        """Activation tensors of the float model whose ranges `lower` will ask for."""
+        ...
+
+    def lower(self, model: onnx.ModelProto, request: LowerRequest) -> onnx.ModelProto:
+        """A new model with quantise/dequantise pairs in this runtime's own form; the input is left alone.
+
+        Raises:
+            EvaluationError: a precision this backend cannot express.
+        """
+        ...
+
+    def build(self, model: onnx.ModelProto, folder: Path, options: RunOptions) -> Artifact:
+        """Write the file that ships into `folder` (which exists and is empty)."""
+        ...
+
+    def open(self, artifact: Artifact, options: RunOptions) -> Session:
+        """Load an artifact; the batch axis is fixed to ``options.batch``."""
+        ...
+
+    def inspect(self, artifact: Artifact, precision: Mapping[str, str], options: RunOptions) -> Sequence[LayerTime]:
+        """What the runtime executes, unit by unit, beside what was requested."""
+        ...
+
+
+def backend_names() -> list[str]:
+    """Names of the built-in and the installed plug-in backends, sorted."""
+    plugins = {point.name for point in metadata.entry_points(group=ENTRY_POINT_GROUP)}
+    return sorted(plugins | set(BUILT_IN))
+
+
+def get_backend(name: str) -> Backend:
+    """The backend called `name`: built in, from an entry point, or ``package.module:Class``.
+
+    Raises:
+        ConfigError: no such backend.
+        BackendUnavailableError: a plug-in cannot be imported.
+    """
+    plugins = {point.name: point.value for point in metadata.entry_points(group=ENTRY_POINT_GROUP)}
+    path = plugins.get(name) or BUILT_IN.get(name) or (name if ":" in name else None)
+    if path is None:
+        raise ConfigError(
+            f"unknown backend `{name}`", allowed=", ".join(backend_names()), hint=did_you_mean(name, backend_names())
+        )
+    module_name, _, attribute = path.partition(":")
+    try:
+        backend: Backend = getattr(importlib.import_module(module_name), attribute)()
+    except (ImportError, AttributeError) as error:
+        raise BackendUnavailableError(f"backend `{name}` cannot be loaded: {error}") from error
+    return backend

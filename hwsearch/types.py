@@ -1,0 +1,546 @@
+"""The records that flow through hwsearch, in the order in which they appear.
+
+    SourceModel -> SearchSpace -> Candidate -> CompressedModel -> Artifact -> Trial -> Front
+
+Every record is frozen, holds only plain data (no live module, session or open file), names its units
+(`_ms`, `_bytes`, `_pct`), and survives a round trip through JSON (`to_json`, `from_json`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import math
+
+Record = TypeVar("Record")
+
+SCHEMA_VERSION = 1
+
+Split = Literal["calibrate", "search", "report"]
+
+
+# --------------------------------------------------------------------------- precision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Precision:
+    """A number format a layer may be asked to compute in.
+
+    `name` is what appears in candidates, tables and reports; bits are those of one weight and one activation.
+    """
+
+    name: str
+    weight_bits: int
+    act_bits: int
+    integer: bool
+
+
+PRECISIONS: dict[str, Precision] = {
+    p.name: p
+    for p in (
+        Precision(name="fp32", weight_bits=32, act_bits=32, integer=False),
+        Precision(name="bf16", weight_bits=16, act_bits=16, integer=False),
+        Precision(name="fp16", weight_bits=16, act_bits=16, integer=False),
+        Precision(name="int8", weight_bits=8, act_bits=8, integer=True),
+        Precision(name="int4", weight_bits=4, act_bits=4, integer=True),
+        Precision(name="int2", weight_bits=2, act_bits=2, integer=True),
+    )
+}
+
+
+# --------------------------------------------------------------------------- the network
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerInfo:
+    """One convolution or linear layer of the network, in execution order.
+
+    Attributes:
+        name: Dotted module path, e.g. ``layer1.0.conv1``; also the node name in the ONNX template.
+        op: ``conv``, ``depthwise`` or ``linear``.
+        in_shape, out_shape: Without the batch axis.
+        params: Weights and biases, batch norm folded.
+        macs: Multiply-accumulates for one example.
+        width_group: The prune group of its output channels, or None if they are fixed.
+        quant_group: Layers with the same value read the same input quantiser.
+    """
+
+    name: str
+    op: str
+    in_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+    params: int
+    macs: int
+    width_group: str | None
+    quant_group: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelAxis:
+    """One tensor axis that loses channels together with its prune group.
+
+    Channel ``c`` of the group is entries ``offset + c * repeat`` to ``offset + (c + 1) * repeat - 1`` of the axis:
+    `repeat` > 1 after a flatten, `offset` > 0 after a concatenation.
+
+    Attributes:
+        module: Dotted path of the convolution, linear or norm layer.
+        side: ``out`` (weight axis 0 and bias; every vector of a norm) or ``in`` (weight axis 1).
+    """
+
+    module: str
+    side: Literal["out", "in"]
+    offset: int = 0
+    repeat: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruneGroup:
+    """Channels that must be kept or dropped together, across residual adds and norms.
+
+    `name` is the first layer (in execution order) that produces them; `channels` is how many there are.
+    `kind` is ``inner`` when they stay inside one residual branch and ``stage`` when they cross an add.
+    """
+
+    name: str
+    channels: int
+    kind: Literal["inner", "stage"]
+    axes: tuple[ChannelAxis, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Branch:
+    """A residual branch whose shortcut is the identity, so that it can be dropped as a whole.
+
+    Attributes:
+        name: Longest common module path of its layers, e.g. ``layer1.0``.
+        layers: Names of the layers inside.
+        groups: Prune groups that live wholly inside.
+        add_node: ONNX node that adds the branch to its shortcut.
+        branch_input: Position (0 or 1) of the branch among that node's inputs.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    groups: tuple[str, ...]
+    add_node: str
+    branch_input: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceModel:
+    """What hwsearch knows of the network it was given.
+
+    Attributes:
+        name: The factory or file it came from.
+        sha256: Over names, shapes and values of all weights: two runs agree only if this does.
+        input_shape: One example, without the batch axis.
+        output_shape: Likewise.
+        refused: What cannot be pruned or dropped, and why, one line each.
+    """
+
+    name: str
+    sha256: str
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    layers: tuple[LayerInfo, ...]
+    groups: tuple[PruneGroup, ...]
+    branches: tuple[Branch, ...]
+    refused: tuple[str, ...] = ()
+
+    def layer(self, name: str) -> LayerInfo:
+        """The layer called `name`; KeyError if there is none."""
+        return next(layer for layer in self.layers if layer.name == name)
+
+
+# --------------------------------------------------------------------------- target and space
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpCapability:
+    """Precisions a device takes for one kind of layer.
+
+    It runs all of `accepts`, perhaps by widening; only `accelerates` are faster than the next wider format.
+    """
+
+    accepts: tuple[str, ...]
+    accelerates: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Requirements in deployment units; None means no limit."""
+
+    latency_ms: float | None = None
+    size_mb: float | None = None
+    accuracy_drop_points: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A device to search for, and what it can do.
+
+    Attributes:
+        name: e.g. ``ort-cpu``.
+        backend: Name of the backend that builds for it, e.g. ``onnxruntime``.
+        threads: Intra-op threads used for latency.
+        batch: Batch size latency is measured at.
+        ops: Capability per layer kind (``conv``, ``depthwise``, ``linear``).
+        mixed_float: Whether float formats can differ from layer to layer; otherwise one holds for a whole candidate.
+        granularity: Channel counts are multiples of this.
+        min_keep: Smallest fraction of a group's channels the space offers.
+    """
+
+    name: str
+    backend: str
+    threads: int
+    batch: int
+    ops: dict[str, OpCapability]
+    mixed_float: bool
+    granularity: int
+    min_keep: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchSpace:
+    """All candidates a study may choose from.
+
+    Attributes:
+        widths: Prune group -> channel counts offered, ascending; the last is the full width.
+        droppable: Names of branches that may be dropped.
+        precisions: Layer -> precisions offered, narrowest first.
+        float_precisions: Formats for the layers that stay in floating point, narrowest first.
+        refused: What was asked for or is usual, and is not offered, with the reason.
+    """
+
+    target: str
+    widths: dict[str, tuple[int, ...]]
+    droppable: tuple[str, ...]
+    precisions: dict[str, tuple[str, ...]]
+    float_precisions: tuple[str, ...]
+    refused: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One complete choice, in canonical form: equal networks have equal keys.
+
+    Attributes:
+        keep: Prune group -> channels kept, only where fewer than all and not inside a dropped branch.
+        dropped: Names of dropped branches, sorted.
+        precision: Layer -> precision name, for every layer that is left.
+        recipe: Other choices (range method, recovery), sorted by name.
+    """
+
+    keep: dict[str, int]
+    dropped: tuple[str, ...]
+    precision: dict[str, str]
+    recipe: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """12 hex digits that name the candidate in files, plots and bundles."""
+        text = json.dumps(to_json(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+# --------------------------------------------------------------------------- built models
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompressedModel:
+    """A candidate bound to weights: a plain float ONNX file, and what each layer should compute in.
+
+    Attributes:
+        candidate_key: Key of the candidate.
+        path: Float ONNX file, pruned, batch norm folded; nodes are named after their layers.
+        precision: Layer -> requested precision.
+        params, macs: Of the pruned network; `nonzero` counts weights that are not zero.
+    """
+
+    candidate_key: str
+    path: str
+    precision: dict[str, str]
+    params: int
+    nonzero: int
+    macs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """Where a number comes from. Results compare only when their devices are equal."""
+
+    backend: str
+    backend_version: str
+    chip: str
+    isa: tuple[str, ...]
+    threads: int
+    driver: str | None = None
+    options: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Short stable name, e.g. for folders of latency tables."""
+        text = json.dumps(to_json(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """A file (or a main file with companions) the backend can open.
+
+    Attributes:
+        path: Main file.
+        files: Every file that belongs to it, main file included.
+        format: ``onnx``, ``openvino-ir`` or ``tensorrt-engine``.
+        sha256: Over all files.
+        size_bytes: Of all files.
+        portable: Whether it runs on another machine of the same kind (a TensorRT engine does not).
+    """
+
+    path: str
+    files: tuple[str, ...]
+    format: str
+    sha256: str
+    size_bytes: int
+    portable: bool
+
+
+# --------------------------------------------------------------------------- results
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency:
+    """Latency of one call.
+
+    Attributes:
+        best_ms: Minimum of the round medians; what ranks candidates (least disturbed estimate).
+        median_ms, p90_ms, p99_ms: Over all samples.
+        ci95_ms: Bootstrap interval of `best_ms`.
+        rounds, samples: How much was measured.
+        source: ``measured``, ``table`` or ``modelled``.
+        sigma_ms: Standard error used by the search.
+        reference_ms: The reference model's `best_ms` in the same campaign, or None.
+        contaminated: Rounds marked as disturbed.
+    """
+
+    best_ms: float
+    median_ms: float
+    p90_ms: float
+    p99_ms: float
+    ci95_ms: tuple[float, float]
+    rounds: int
+    samples: int
+    batch: int
+    source: str
+    sigma_ms: float
+    reference_ms: float | None = None
+    contaminated: int = 0
+
+    @property
+    def ratio(self) -> float | None:
+        """Latency as a multiple of the reference's in the same campaign."""
+        return None if self.reference_ms is None else self.best_ms / self.reference_ms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerTime:
+    """One unit the runtime executes.
+
+    Attributes:
+        runtime_layer: Its name inside the runtime.
+        kind: The runtime's own operation name, e.g. ``QLinearConv``.
+        source_layers: Layers of the network it computes; empty for glue such as quantise or reorder.
+        requested: Precision asked for its source layers, or None for glue.
+        executed: Precision it really computes in, or None if the runtime does not say.
+        ms: Profiled time (relative weight only: profilers slow small models), or None.
+    """
+
+    runtime_layer: str
+    kind: str
+    source_layers: tuple[str, ...]
+    requested: str | None
+    executed: str | None
+    ms: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accuracy:
+    """Value of the study's metric on one split.
+
+    `ci95` is an interval for the value; None where the metric gives no per-example scores.
+    """
+
+    metric: str
+    value: float
+    higher_is_better: bool
+    examples: int
+    ci95: tuple[float, float] | None
+    split: Split
+    data_hash: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Success:
+    """What a finished evaluation found."""
+
+    kind: Literal["success"] = "success"
+    accuracy: Accuracy
+    latency: Latency
+    artifact: Artifact
+    layers: tuple[LayerTime, ...]
+    params: int
+    nonzero: int
+    macs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why an evaluation gave no result. See `errors.EvaluationError` for the stages and kinds."""
+
+    kind: Literal["failure"] = "failure"
+    stage: str
+    error: str
+    message: str
+    hint: str | None = None
+    log: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One evaluation of one candidate.
+
+    Attributes:
+        number: Position in the study, from 0.
+        baseline: ``fp32``, ``bf16``, ``int8``... for the uniform settings every study starts with, else None.
+        constraints: Name -> violation in the limit's own unit; <= 0 is feasible.
+        seconds: Wall time per stage (``stitch``, ``build``, ``accuracy``, ``latency``...).
+        fidelity: ``F2`` measured on the artifact, ``F1``/``F0`` estimates, ``F3`` after recovery.
+    """
+
+    number: int
+    candidate: Candidate
+    baseline: str | None
+    outcome: Success | Failure
+    constraints: dict[str, float]
+    seconds: dict[str, float]
+    fidelity: str = "F2"
+    finished_at: str = ""
+
+    @property
+    def feasible(self) -> bool:
+        """Succeeded, with finite values, within every limit."""
+        return (
+            isinstance(self.outcome, Success)
+            and math.isfinite(self.outcome.accuracy.value)
+            and math.isfinite(self.outcome.latency.best_ms)
+            and all(value <= 0 for value in self.constraints.values())
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontPoint:
+    """A finalist: re-measured together with the others and scored on the report split.
+
+    Attributes:
+        trial: Number of the trial it came from.
+        accuracy: On the report split once finalised, else on the search split (see `accuracy.split`).
+        on_front: False for baselines and finalists that the others dominate.
+        tied_with: Keys of points whose difference is within the noise.
+    """
+
+    key: str
+    trial: int
+    baseline: str | None
+    accuracy: Accuracy
+    latency: Latency
+    size_bytes: int
+    params: int
+    macs: int
+    on_front: bool
+    tied_with: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Front:
+    """The result of a search on one target.
+
+    Attributes:
+        points: Ascending in latency, baselines included.
+        reference: (accuracy, latency_ms) of the hypervolume's reference point.
+        hypervolume: Of the front, relative to the reference box; 0 to 1.
+        final: Whether finalists were re-measured and scored on the report split.
+    """
+
+    target: str
+    device: Device
+    objectives: tuple[str, ...]
+    points: tuple[FrontPoint, ...]
+    reference: tuple[float, float]
+    hypervolume: float
+    final: bool
+
+
+# --------------------------------------------------------------------------- JSON
+
+
+def to_json(record: Any) -> Any:
+    """The record as JSON-ready plain data: dictionaries, lists, strings, numbers, None."""
+    if dataclasses.is_dataclass(record) and not isinstance(record, type):
+        return {f.name: to_json(getattr(record, f.name)) for f in dataclasses.fields(record)}
+    if isinstance(record, dict):
+        return {str(k): to_json(v) for k, v in record.items()}
+    if isinstance(record, (list, tuple)):
+        return [to_json(v) for v in record]
+    return record
+
+
+def from_json(kind: type[Record], data: Any) -> Record:
+    """The record of type `kind` that `to_json` turned into `data`.
+
+    Raises:
+        TypeError, KeyError, ValueError: `data` does not describe such a record.
+    """
+    return typing.cast(Record, _build(kind, data))
+
+
+def _build(kind: Any, data: Any) -> Any:
+    origin = typing.get_origin(kind)
+    args = typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _build_record(typing.cast(type, kind), data)
+    if origin in (types.UnionType, typing.Union):
+        return _build_union(args, data)
+    if origin is tuple:
+        inner = [args[0]] * len(data) if len(args) == 2 and args[1] is Ellipsis else list(args)
+        return tuple(_build(k, v) for k, v in zip(inner, data, strict=True))
+    if origin is dict:
+        return {k: _build(args[1], v) for k, v in data.items()}
+    if kind is float:
+        return float(data)
+    return data
+
+
+def _build_record(kind: type, data: Any) -> Any:
+    if not isinstance(data, dict):
+        raise TypeError(f"{kind.__name__}: expected a JSON object, found {type(data).__name__}")
+    hints = typing.get_type_hints(kind)
+    unknown = set(data) - set(hints)
+    if unknown:
+        raise ValueError(f"{kind.__name__}: unknown field {sorted(unknown)[0]!r}")
+    return kind(**{name: _build(hints[name], value) for name, value in data.items()})
+
+
+def _build_union(args: tuple[Any, ...], data: Any) -> Any:
+    if data is None and type(None) in args:
+        return None
+    choices = [a for a in args if a is not type(None)]
+    if len(choices) > 1 and isinstance(data, dict) and "kind" in data:
+        choices = [a for a in choices if getattr(a, "__dataclass_fields__", {}).get("kind") is not None
+                   and a.__dataclass_fields__["kind"].default == data["kind"]]
+    return _build(choices[0], data)
