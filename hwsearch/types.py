@@ -194,6 +194,7 @@ class Target:
         mixed_float: Whether float formats can differ from layer to layer; otherwise one holds for a whole candidate.
         granularity: Channel counts are multiples of this.
         min_keep: Smallest fraction of a group's channels the space offers.
+        needs_isa: Precision -> instruction sets of which the chip needs at least one to run it natively.
     """
 
     name: str
@@ -204,6 +205,7 @@ class Target:
     mixed_float: bool
     granularity: int
     min_keep: float
+    needs_isa: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,6 +245,12 @@ class Candidate:
     recipe: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
+    def float_precision(self) -> str:
+        """Format of the layers that stay in floating point: the narrowest any of them asks for, else fp32."""
+        floats = [PRECISIONS[name] for name in self.precision.values() if not PRECISIONS[name].integer]
+        return min(floats, key=lambda p: p.weight_bits).name if floats else "fp32"
+
+    @property
     def key(self) -> str:
         """12 hex digits that name the candidate in files, plots and bundles."""
         text = json.dumps(to_json(self), sort_keys=True, separators=(",", ":"))
@@ -269,6 +277,26 @@ class CompressedModel:
     params: int
     nonzero: int
     macs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """Distribution of one activation tensor over the calibration images.
+
+    `counts` is a histogram of equal bins from `low` to `high`, the smallest and largest value seen.
+    """
+
+    low: float
+    high: float
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorRange:
+    """The interval an activation tensor is quantised over (after the range method)."""
+
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,93 @@
+"""Targets: what a device accepts and what it accelerates, as data files."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+
+import yaml
+
+from hwsearch.errors import ConfigError, did_you_mean
+from hwsearch.types import PRECISIONS, Target, from_json
+
+
+def target_names() -> list[str]:
+    """Names of the built-in targets, sorted."""
+    folder = resources.files("hwsearch.space") / "targets"
+    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_target(name: str, *, threads: int | None = None, batch: int | None = None) -> Target:
+    """The built-in target called `name`, or the one in the YAML file at that path.
+
+    Args:
+        name: e.g. ``ort-cpu``, or a path ending in ``.yaml``.
+        threads: Replaces the profile's number of threads.
+        batch: Replaces the profile's batch size.
+
+    Raises:
+        ConfigError: no such target, or its file is malformed.
+    """
+    text = _read(name)
+    try:
+        data = yaml.safe_load(text)
+        target = from_json(Target, {"name": Path(name).stem, **data})
+    except (yaml.YAMLError, TypeError, ValueError, KeyError) as error:
+        raise ConfigError(f"target `{name}` is malformed", where=str(error)) from error
+    _check(target)
+    return dataclasses.replace(target, threads=threads or target.threads, batch=batch or target.batch)
+
+
+def native_precisions(target: Target, op: str, isa: Iterable[str]) -> tuple[str, ...]:
+    """Precisions worth offering for a layer kind on a chip with instruction sets `isa`, narrowest first.
+
+    The widest accepted float format always stays: it is the yardstick every gain is measured against.
+    """
+    capability = target.ops.get(op)
+    if capability is None:
+        return ("fp32",)
+    present = set(isa)
+    floats = [name for name in capability.accepts if not PRECISIONS[name].integer]
+    widest = max(floats, key=lambda name: PRECISIONS[name].weight_bits)
+    offered = [name for name in capability.accelerates if _native(target, name, present)]
+    return tuple(sorted({*offered, widest}, key=lambda name: PRECISIONS[name].weight_bits))
+
+
+def _native(target: Target, precision: str, isa: set[str]) -> bool:
+    needed = target.needs_isa.get(precision)
+    return not needed or bool(isa.intersection(needed))
+
+
+def _read(name: str) -> str:
+    if name.endswith((".yaml", ".yml")):
+        try:
+            return Path(name).read_text()
+        except OSError as error:
+            raise ConfigError(f"cannot read target file {name}: {error.strerror}") from error
+    if name not in target_names():
+        raise ConfigError(
+            f"unknown target `{name}`", allowed=", ".join(target_names()), hint=did_you_mean(name, target_names())
+        )
+    return (resources.files("hwsearch.space") / "targets" / f"{name}.yaml").read_text()
+
+
+def _check(target: Target) -> None:
+    for op, capability in target.ops.items():
+        for precision in (*capability.accepts, *capability.accelerates):
+            if precision not in PRECISIONS:
+                raise ConfigError(
+                    f"target `{target.name}` names an unknown precision `{precision}` for `{op}`",
+                    allowed=", ".join(PRECISIONS),
+                )
+        beyond = set(capability.accelerates) - set(capability.accepts)
+        if beyond:
+            raise ConfigError(
+                f"target `{target.name}` accelerates {', '.join(sorted(beyond))} for `{op}` without accepting it"
+            )
+    if target.granularity < 1 or not 0 < target.min_keep <= 1:
+        raise ConfigError(
+            f"target `{target.name}`: granularity must be at least 1 and min_keep in (0, 1]",
+            where=f"granularity = {target.granularity}, min_keep = {target.min_keep}",
+        )
