@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwsearch.errors import BackendUnavailableError, ConfigError, did_you_mean
-from hwsearch.types import Artifact, Device, LayerTime
+from hwsearch.types import Artifact, Device, LayerTime, TensorRange
 
 if TYPE_CHECKING:
     import onnx
@@ -63,14 +63,6 @@ class Availability:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TensorRange:
-    """Smallest and largest value a tensor took on the calibration images (after the range method)."""
-
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class LowerRequest:
     """What `Backend.lower` needs beside the float model.
 
@@ -85,6 +77,11 @@ class LowerRequest:
 
 class Session(Protocol):
     """A model loaded in its runtime, with its buffers allocated."""
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input batch, N first; what `bind` takes."""
+        ...
 
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Outputs [N, ...] for inputs [N, ...]; N is the batch the session was opened with."""
