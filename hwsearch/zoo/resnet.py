@@ -98,7 +98,7 @@ class PaddingShortcut(nn.Conv2d):
             self.weight.zero_()
             self.weight[range(offset, offset + inputs), range(inputs)] = 1.0
         self.weight.requires_grad_(False)
-        self.register_load_state_dict_pre_hook(_supply_weight)
+        self.register_load_state_dict_pre_hook(_supply_weight)  # type: ignore[no-untyped-call]
 
 
 def _supply_weight(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:

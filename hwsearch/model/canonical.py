@@ -1,0 +1,205 @@
+"""Turns the graph the PyTorch exporter writes into the clean form the rest of hwsearch relies on.
+
+* Every convolution or linear layer is one node named after its module, with initialisers ``<layer>.weight`` and
+  ``<layer>.bias``; linear layers are ``Gemm(transB=1)`` on matrices and ``MatMul`` + ``Add`` on anything larger.
+* A batch norm that alone reads such a node is gone (`template.folded_parameters` multiplies it in).
+* Constants are folded, and a reshape copies or infers the sizes that depend on channels wherever it can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.convenience import replace_all_uses_with
+from onnx_ir.passes import common
+from onnxscript.optimizer import fold_constants
+from torch import nn
+
+LAYER_TYPES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+@dataclass(slots=True)
+class Naming:
+    """What the template must remember about its layers.
+
+    Attributes:
+        nodes: Layer -> its node, in execution order.
+        folded: Layer -> the batch norm module folded into it.
+        transposed: Layers whose weight is stored [in, out].
+    """
+
+    nodes: dict[str, ir.Node] = field(default_factory=dict)
+    folded: dict[str, str] = field(default_factory=dict)
+    transposed: set[str] = field(default_factory=set)
+
+
+def canonicalise(model: ir.Model, modules: Mapping[str, nn.Module]) -> Naming:
+    """Rewrite `model` in place; the returned record says what the layers are called."""
+    graph = model.graph
+    naming = Naming()
+    for node in list(graph):
+        _name_layer(graph, node, modules, naming)
+    for node in list(graph):
+        _drop_batch_norm(graph, node, modules, naming)
+    fold_constants(model)
+    for node in list(graph):
+        _loosen_reshape(graph, node)
+        _pool_globally(graph, node)
+    common.RemoveUnusedNodesPass()(model)
+    common.IdentityEliminationPass()(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.RemoveUnusedNodesPass()(model)
+    common.ClearMetadataAndDocStringPass()(model)
+    _name_batch_axis(graph)
+    return naming
+
+
+# --------------------------------------------------------------------------- layers
+
+
+def _name_layer(graph: ir.Graph, node: ir.Node, modules: Mapping[str, nn.Module], naming: Naming) -> None:
+    weight = _weight_of(node)
+    if weight is None or not weight.is_initializer() or len(_readers(weight)) != 1:
+        return
+    layer = str(weight.name).removesuffix(".weight")
+    module = modules.get(layer)
+    if layer == weight.name or not isinstance(module, LAYER_TYPES):
+        return
+    if node.op_type == "MatMul":
+        _store_transposed(graph, node, weight)
+        _give_bias_add(graph, node, layer, module.weight.shape[0])
+        naming.transposed.add(layer)
+    elif not _give_bias(graph, node, layer, module.weight.shape[0]):
+        return
+    node.name = layer
+    naming.nodes[layer] = node
+
+
+def _weight_of(node: ir.Node) -> ir.Value | None:
+    """The initialiser a layer's node multiplies with, seen through the transpose of a linear layer."""
+    if node.op_type not in ("Conv", "Gemm", "MatMul"):
+        return None
+    weight = node.inputs[1]
+    if node.op_type != "MatMul" or weight is None:
+        return weight
+    transpose = weight.producer()
+    return transpose.inputs[0] if transpose is not None and transpose.op_type == "Transpose" else None
+
+
+def _readers(value: ir.Value) -> list[ir.Node]:
+    """Nodes that compute with `value`; those that only ask for its shape or type do not count."""
+    asks = {("Shape", 0), ("CastLike", 1)}
+    return [use.node for use in value.uses() if (use.node.op_type, use.idx) not in asks]
+
+
+def _store_transposed(graph: ir.Graph, node: ir.Node, weight: ir.Value) -> None:
+    array = ir.convenience.get_const_tensor(weight)
+    if array is None:
+        raise ValueError(f"{weight.name} holds no numbers")
+    graph.initializers.pop(str(weight.name))
+    node.replace_input_with(1, _initializer(graph, str(weight.name), np.ascontiguousarray(array.numpy().T)))
+
+
+def _give_bias(graph: ir.Graph, node: ir.Node, layer: str, width: int) -> bool:
+    """Make the node's third input ``<layer>.bias``; False if it already is another parameter."""
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is not None and bias.is_initializer():
+        return bias.name == f"{layer}.bias" and len(_readers(bias)) == 1
+    node.resize_inputs(3)
+    node.replace_input_with(2, _initializer(graph, f"{layer}.bias", np.zeros(width, np.float32)))
+    return True
+
+
+def _give_bias_add(graph: ir.Graph, node: ir.Node, layer: str, width: int) -> None:
+    """Make the node that follows a MatMul the addition of ``<layer>.bias``."""
+    product, bias = node.outputs[0], f"{layer}.bias"
+    add = next((reader for reader in _readers(product) if reader.op_type == "Add"), None)
+    if add is None or bias not in [value.name for value in add.inputs if value is not None]:
+        add = ir.node("Add", [product, _initializer(graph, bias, np.zeros(width, np.float32))])
+        add.outputs[0].name = f"{layer}.output"
+        add.outputs[0].shape, add.outputs[0].type = product.shape, product.type
+        replace_all_uses_with(product, add.outputs[0], replace_graph_outputs=True)
+        add.replace_input_with(0, product)
+        graph.insert_after(node, add)
+    add.name = f"{layer}.bias_add"
+
+
+def _drop_batch_norm(graph: ir.Graph, node: ir.Node, modules: Mapping[str, nn.Module], naming: Naming) -> None:
+    """Remove a batch norm that alone reads a convolution or Gemm, and remember which it was."""
+    if node.op_type != "BatchNormalization":
+        return
+    source, mean = node.inputs[0], node.inputs[3]
+    if source is None or mean is None or (producer := source.producer()) is None:
+        return
+    layer, norm = str(producer.name), str(mean.name).removesuffix(".running_mean")
+    known = isinstance(modules.get(norm), BATCH_NORMS) and naming.nodes.get(layer) is producer
+    alone = len(_readers(source)) == 1 and len(_readers(mean)) == 1 and not source.is_graph_output()
+    if not known or not alone or layer in naming.transposed or layer in naming.folded:
+        return
+    naming.folded[layer] = norm
+    replace_all_uses_with(node.outputs[0], source, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+
+
+# --------------------------------------------------------------------------- shapes
+
+
+def _loosen_reshape(graph: ir.Graph, node: ir.Node) -> None:
+    """Write a reshape that keeps the batch axis as [0, 0, ..., -1]: copied sizes first, then one inferred."""
+    if node.op_type != "Reshape" or node.inputs[0] is None:
+        return
+    before, after = node.inputs[0].shape, node.outputs[0].shape
+    if before is None or after is None or isinstance(before[0], int) or before[0] != after[0]:
+        return
+    if not all(isinstance(size, int) for size in (*before[1:], *after[1:])):
+        return
+    sizes = [int(str(size)) for size in after[1:]]
+    same = _common_prefix(sizes, [int(str(size)) for size in before[1:]])
+    shape = [0] * (1 + same) + sizes[same:]
+    if len(sizes) == same + 1:
+        shape[-1] = -1
+    name = f"{node.outputs[0].name}.shape"
+    node.replace_input_with(1, _initializer(graph, name, np.array(shape, np.int64)))
+    node.attributes.pop("allowzero", None)
+
+
+def _common_prefix(one: list[int], other: list[int]) -> int:
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def _pool_globally(graph: ir.Graph, node: ir.Node) -> None:
+    """Write a mean over both image axes as the operator that runtimes have fast and integer kernels for."""
+    if node.op_type != "ReduceMean" or len(node.inputs) < 2 or node.inputs[0] is None or node.inputs[1] is None:
+        return
+    shape, axes = node.inputs[0].shape, ir.convenience.get_const_tensor(node.inputs[1])
+    if shape is None or len(shape) != 4 or axes is None or sorted(axes.numpy() % 4) != [2, 3]:
+        return
+    pool = ir.node("GlobalAveragePool", [node.inputs[0]], name=node.name)
+    keep = node.attributes.get_int("keepdims", 1)
+    last = pool if keep else ir.node("Flatten", pool.outputs, {"axis": 1}, name=f"{node.name}.flatten")
+    pool.outputs[0].name = f"{node.outputs[0].name}.pool"
+    if last is not pool:
+        last.outputs[0].name = f"{node.outputs[0].name}.flat"
+    last.outputs[0].shape, last.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
+    replace_all_uses_with(node.outputs[0], last.outputs[0], replace_graph_outputs=True)
+    graph.insert_after(node, [pool] if last is pool else [pool, last])
+    graph.remove(node, safe=True)
+
+
+def _name_batch_axis(graph: ir.Graph) -> None:
+    for value, name in ((graph.inputs[0], "input"), (graph.outputs[0], "output")):
+        value.name = name
+        if value.shape is not None:
+            value.shape = ir.Shape(["N", *value.shape[1:]])
+
+
+def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
