@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from hwsearch.compress.recover import reestimate_batch_norm
 from hwsearch.model.graph import Network
 from hwsearch.model.template import folded_parameters
 from hwsearch.store import atomic_write
-from hwsearch.types import Candidate, CompressedModel, LayerInfo, PruneGroup, SourceModel
+from hwsearch.types import Candidate, CompressedModel, LayerInfo
 
 
 def stitch(
@@ -41,41 +42,26 @@ def stitch(
         if batch_norm:
             reestimate_batch_norm(module, calibration)
     branches = [branch for branch in source.branches if branch.name in candidate.dropped]
-    model = template.bind(folded_parameters(module, template.folded), dropped=branches)
+    model = template.without_branches(branches).bind(folded_parameters(module, template.folded))
     onnx.helper.set_model_props(model, {"hwsearch.key": candidate.key})
     with atomic_write(path) as stream:
         stream.write(model.SerializeToString())
-    weights = _weights(model, candidate)
+    # Linear layers on more than two axes are stored transposed; sizes and counts do not depend on it.
+    tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    layers = [source.layer(name) for name in candidate.precision]
+    weights = [tensors[f"{layer.name}.weight"] for layer in layers]
+    biases = [tensors[name] for layer in layers if (name := f"{layer.name}.bias") in tensors]
     return CompressedModel(
         candidate_key=candidate.key,
         path=str(path),
         precision=candidate.precision,
-        params=sum(weight.size for weight in weights),
-        nonzero=sum(int(np.count_nonzero(weight)) for weight in weights),
-        macs=sum(_macs(layer, source, candidate) for layer in source.layers if layer.name in candidate.precision),
+        params=sum(tensor.size for tensor in (*weights, *biases)),
+        nonzero=sum(int(np.count_nonzero(tensor)) for tensor in (*weights, *biases)),
+        macs=sum(weight.size * _positions(layer) for weight, layer in zip(weights, layers, strict=True)),
     )
 
 
-def _weights(model: onnx.ModelProto, candidate: Candidate) -> list[NDArray[np.float32]]:
-    names = {f"{layer}.{kind}" for layer in candidate.precision for kind in ("weight", "bias")}
-    return [onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.name in names]
-
-
-def _macs(layer: LayerInfo, source: SourceModel, candidate: Candidate) -> int:
-    """Multiply-accumulates left: the original's, scaled by the fractions of output and input channels kept."""
-    macs = float(layer.macs)
-    for group in source.groups:
-        if group.name in candidate.keep:
-            macs *= _fraction(layer, group, candidate.keep[group.name])
-    return round(macs)
-
-
-def _fraction(layer: LayerInfo, group: PruneGroup, keep: int) -> float:
-    """Share of the layer's work that is left when the group keeps `keep` channels."""
-    left = 1.0
-    for axis in group.axes:
-        if axis.module == layer.name and not (layer.op == "depthwise" and axis.side == "in"):
-            shape = layer.out_shape if axis.side == "out" else layer.in_shape
-            length = shape[0] if layer.op in ("conv", "depthwise") else shape[-1]
-            left *= 1 - (group.channels - keep) * axis.repeat / length
-    return left
+def _positions(layer: LayerInfo) -> int:
+    """How often a layer applies its whole weight to one example."""
+    positions = layer.out_shape[:-1] if layer.op == "linear" else layer.out_shape[1:]
+    return math.prod(positions)

@@ -1,0 +1,314 @@
+"""One candidate in, one result out: the only file that sees compression and backends together.
+
+    stitch -> observe ranges -> lower and build -> predict the search split -> inspect -> measure
+
+Everything that touches a runtime happens in child processes: a long-lived one that builds and predicts, and a fresh,
+pinned one for each latency campaign. What they cannot do becomes an `EvaluationError`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from hwsearch.backends.base import Backend, LowerRequest, RunOptions, get_backend
+from hwsearch.backends.timing import TimingPolicy
+from hwsearch.backends.worker import Worker
+from hwsearch.compress.quantize import ranges
+from hwsearch.compress.stitch import stitch
+from hwsearch.config import StudyConfig
+from hwsearch.errors import EvaluationError, HwSearchError
+from hwsearch.model.data import Splits
+from hwsearch.model.graph import Network
+from hwsearch.model.metric import Metric
+from hwsearch.store import atomic_write
+from hwsearch.types import (
+    PRECISIONS,
+    Accuracy,
+    Artifact,
+    Candidate,
+    CompressedModel,
+    Device,
+    Failure,
+    Latency,
+    Split,
+    Success,
+    Target,
+    TensorRange,
+)
+
+PREDICT_BATCH_BYTES = 16 * 2**20
+CAMPAIGN_SLACK = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is compressed and how it is judged: the live objects behind a study."""
+
+    network: Network
+    splits: Splits
+    metric: Metric
+
+
+@dataclass(slots=True)
+class Stopwatch:
+    """Wall seconds per stage of one evaluation."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    stage: str = "compress"
+
+    @contextmanager
+    def on(self, stage: str) -> Iterator[None]:
+        """Add the time spent inside to `stage`."""
+        self.stage = stage
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
+
+
+class Evaluator:
+    """Evaluates candidates of one subject on one target. A context manager: leaving it ends the child process.
+
+    Args:
+        subject: Network, data and metric.
+        target: Device to build for and measure on.
+        config: The study.
+        folder: The run folder; arrays, artifacts and logs go below ``work/``.
+    """
+
+    def __init__(self, subject: Subject, target: Target, config: StudyConfig, folder: Path) -> None:
+        self.subject, self.target, self.config, self.folder = subject, target, config, folder
+        self.work = folder / "work"
+        self.reference: tuple[Artifact, RunOptions] | None = None
+        self._backend: Backend = get_backend(target.backend)
+        self._builder = Worker(
+            target.backend,
+            RunOptions(threads=os.cpu_count() or 1),
+            memory_bytes=self._memory_bytes,
+            log=self.work / "logs" / "builder.log",
+        )
+        for split in (subject.splits.calibrate, subject.splits.search, subject.splits.report):
+            self._save(split.name, "inputs", split.inputs)
+            self._save(split.name, "targets", split.targets)
+
+    def __enter__(self) -> Self:
+        self._builder.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._builder.__exit__(kind, error, trace)
+
+    def device(self) -> Device:
+        """Fingerprint of the device with this target's options."""
+        return self._backend.device(self.run_options("fp32"))
+
+    def run_options(self, float_precision: str) -> RunOptions:
+        """How latency is measured: the target's threads and batch, pinned to the machine's last cores."""
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        return RunOptions(
+            threads=self.target.threads,
+            batch=self.target.batch,
+            float_precision=float_precision,
+            cpus=tuple(cores[-self.target.threads :]),
+        )
+
+    def evaluate(self, candidate: Candidate) -> tuple[Success | Failure, dict[str, float]]:
+        """The result of one candidate and the seconds per stage. Anything but a broken study is a `Failure`."""
+        watch = Stopwatch()
+        try:
+            return self._evaluate(candidate, watch), watch.seconds
+        except EvaluationError as error:
+            failure = Failure(
+                stage=error.stage, error=error.kind, message=error.message, hint=error.hint, log=error.log[-4000:]
+            )
+        except HwSearchError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever one candidate breaks must not end the search
+            failure = Failure(stage=watch.stage, error=type(error).__name__, message=str(error).split("\n", 1)[0][:500])
+        return failure, watch.seconds
+
+    def accuracy(self, artifact: Artifact, candidate: Candidate, split: Split) -> Accuracy:
+        """The study's metric of a built artifact on one split, computed from the backend's own outputs."""
+        outputs_path = self.work / "outputs.npy"
+        inputs = self.subject.splits.named(split).inputs
+        batch = int(max(1, min(128, PREDICT_BATCH_BYTES // max(1, inputs[0].nbytes), len(inputs))))
+        self._builder.predict(
+            self.located(artifact),
+            self._array(split, "inputs"),
+            outputs_path,
+            batch=batch,
+            float_precision=candidate.float_precision,
+            timeout_s=self._timeout,
+        )
+        outputs = np.load(outputs_path)
+        if not np.isfinite(outputs).all():
+            raise EvaluationError("the built model returns NaN or infinity", stage="accuracy", kind="invalid")
+        return self._score(outputs, split)
+
+    def measure(self, models: Mapping[str, tuple[Artifact, Candidate]]) -> dict[str, Latency]:
+        """Latency of each model, interleaved with the reference (once it is known) in a fresh child process."""
+        artifacts = {
+            name: (self.located(artifact), self.run_options(candidate.float_precision))
+            for name, (artifact, candidate) in models.items()
+        }
+        if self.reference is not None:
+            artifacts["reference"] = (self.located(self.reference[0]), self.reference[1])
+        settings = self.config.measure
+        policy = TimingPolicy(
+            rounds=settings.rounds, min_rounds=settings.min_rounds, seconds=settings.seconds * len(artifacts)
+        )
+        with Worker(
+            self.target.backend,
+            self.run_options("fp32"),
+            memory_bytes=self._memory_bytes,
+            log=self.work / "logs" / "latency.log",
+            policy=policy,
+        ) as worker:
+            found = worker.measure(
+                artifacts,
+                reference="reference" if self.reference else None,
+                timeout_s=self._timeout + CAMPAIGN_SLACK * policy.seconds * len(artifacts),
+            )
+        return {name: found[name] for name in models}
+
+    def located(self, artifact: Artifact) -> Artifact:
+        """The artifact with paths that can be opened; records hold them relative to the run folder."""
+        return dataclasses.replace(
+            artifact,
+            path=str(self.folder / artifact.path),
+            files=tuple(str(self.folder / file) for file in artifact.files),
+        )
+
+    def _evaluate(self, candidate: Candidate, watch: Stopwatch) -> Success:
+        folder = self.work / "artifacts" / candidate.key
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        with watch.on("stitch"):
+            compressed = self._stitch(candidate)
+        with watch.on("build"):
+            artifact = self._build(compressed, candidate, folder)
+        with watch.on("accuracy"):
+            accuracy = self.accuracy(artifact, candidate, "search")
+        with watch.on("inspect"):
+            layers = self._builder.inspect(
+                self.located(artifact),
+                compressed.precision,
+                float_precision=candidate.float_precision,
+                timeout_s=self._timeout,
+            )
+        with watch.on("latency"):
+            latency = self.measure({candidate.key: (artifact, candidate)})[candidate.key]
+        Path(compressed.path).unlink()
+        return Success(
+            accuracy=accuracy,
+            latency=latency,
+            artifact=artifact,
+            layers=layers,
+            params=compressed.params,
+            nonzero=compressed.nonzero,
+            macs=compressed.macs,
+        )
+
+    def _stitch(self, candidate: Candidate) -> CompressedModel:
+        return stitch(
+            self.subject.network,
+            candidate,
+            self.work / "float.onnx",
+            calibration=self.subject.splits.calibrate.inputs,
+            batch_norm=self.config.recover.batch_norm,
+        )
+
+    def _build(self, compressed: CompressedModel, candidate: Candidate, folder: Path) -> Artifact:
+        request = LowerRequest(precision=compressed.precision, ranges=self._ranges(compressed))
+        artifact = self._builder.build(
+            Path(compressed.path),
+            request,
+            folder,
+            float_precision=candidate.float_precision,
+            timeout_s=self._timeout,
+        )
+        return dataclasses.replace(
+            artifact,
+            path=_relative(artifact.path, self.folder),
+            files=tuple(_relative(file, self.folder) for file in artifact.files),
+        )
+
+    def _ranges(self, compressed: CompressedModel) -> dict[str, TensorRange]:
+        if not any(PRECISIONS[name].integer for name in compressed.precision.values()):
+            return {}
+        tensors = self._backend.tensors_to_observe(onnx.load(compressed.path), compressed.precision)
+        observations = self._builder.observe(
+            Path(compressed.path), tensors, self._array("calibrate", "inputs"), timeout_s=self._timeout
+        )
+        return ranges(observations, self.config.quantize.ranges)
+
+    def _score(self, outputs: NDArray[np.float32], split: Split) -> Accuracy:
+        data = self.subject.splits.named(split)
+        metric = self.subject.metric
+        value, interval = metric.score(outputs, data.targets)
+        return Accuracy(
+            metric=metric.name,
+            value=value,
+            higher_is_better=metric.higher_is_better,
+            examples=len(data.targets),
+            ci95=interval,
+            split=split,
+            data_hash=data.sha256,
+        )
+
+    @property
+    def _timeout(self) -> float:
+        return self.config.search.timeout_s
+
+    @property
+    def _memory_bytes(self) -> int:
+        return self.config.search.memory_mb * 2**20
+
+    def _array(self, split: str, kind: str) -> Path:
+        return self.work / f"{split}.{kind}.npy"
+
+    def _save(self, split: str, kind: str, array: NDArray[np.generic]) -> None:
+        with atomic_write(self._array(split, kind)) as stream:
+            np.save(stream, array)
+
+
+def _relative(path: str, folder: Path) -> str:
+    return Path(path).resolve().relative_to(folder.resolve()).as_posix()
+
+
+def constraints(outcome: Success | Failure, config: StudyConfig, yardstick: Accuracy | None) -> dict[str, float]:
+    """Violation of each limit the study sets, in the limit's own unit; <= 0 is feasible.
+
+    `yardstick` is the fp32 baseline's accuracy; without it the accuracy limit cannot be judged and is left out.
+    """
+    if isinstance(outcome, Failure):
+        return {}
+    limits, found = config.limits, {}
+    if limits.latency_ms is not None:
+        found["latency_ms"] = outcome.latency.best_ms - limits.latency_ms
+    if limits.size_mb is not None:
+        found["size_mb"] = outcome.artifact.size_bytes / 1e6 - limits.size_mb
+    if limits.accuracy_drop_points is not None and yardstick is not None:
+        found["accuracy_drop_points"] = _drop_points(outcome.accuracy, yardstick) - limits.accuracy_drop_points
+    return found
+
+
+def _drop_points(accuracy: Accuracy, yardstick: Accuracy) -> float:
+    loss = yardstick.value - accuracy.value
+    return 100 * (loss if accuracy.higher_is_better else -loss)

@@ -1,0 +1,128 @@
+"""From evaluations to a front: who is chosen, in which order, tied with whom, and how much of the chart they cover."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from operator import itemgetter
+
+from hwsearch.search.pareto import front_mask, hypervolume, intervals_overlap
+from hwsearch.types import Accuracy, Device, Front, FrontPoint, Latency, Success, Trial
+
+MAX_FINALISTS = 16
+# Models that lose more than a fifth of the reference's accuracy are not worth area on the chart.
+WORTH_KEEPING = 0.8
+
+
+def choose(trials: Sequence[Trial]) -> list[Trial]:
+    """Baselines and the feasible front of the search, thinned evenly along latency to `MAX_FINALISTS`."""
+    good = [
+        (t, costs_of(t.outcome.accuracy, t.outcome.latency))
+        for t in trials
+        if t.feasible and isinstance(t.outcome, Success)
+    ]
+    mask = front_mask([costs for _, costs in good]) if good else []
+    front = sorted(
+        ((costs[1], t) for (t, costs), on in zip(good, mask, strict=True) if on and t.baseline is None),
+        key=itemgetter(0),
+    )
+    step = max(1.0, len(front) / MAX_FINALISTS)
+    thinned = [front[int(i * step)][1] for i in range(min(len(front), MAX_FINALISTS))]
+    return [t for t in trials if t.baseline is not None and isinstance(t.outcome, Success)] + thinned
+
+
+def provisional(trials: Sequence[Trial], *, target: str, device: Device, objectives: tuple[str, ...]) -> Front | None:
+    """The front as the search saw it, before finalists were measured again; None before the first success."""
+    chosen = choose(trials)
+    if not chosen:
+        return None
+    found = {t.candidate.key: t.outcome for t in chosen if isinstance(t.outcome, Success)}
+    return assemble(
+        chosen,
+        {key: outcome.latency for key, outcome in found.items()},
+        {key: outcome.accuracy for key, outcome in found.items()},
+        target=target,
+        device=device,
+        objectives=objectives,
+        final=False,
+    )
+
+
+def assemble(
+    chosen: Sequence[Trial],
+    latencies: dict[str, Latency],
+    accuracies: dict[str, Accuracy],
+    *,
+    target: str,
+    device: Device,
+    objectives: tuple[str, ...],
+    final: bool,
+) -> Front:
+    """The front of the chosen trials with these numbers."""
+    points = []
+    for trial in chosen:
+        assert isinstance(trial.outcome, Success)
+        key = trial.candidate.key
+        points.append(
+            FrontPoint(
+                key=key,
+                trial=trial.number,
+                baseline=trial.baseline,
+                accuracy=accuracies[key],
+                latency=latencies[key],
+                size_bytes=trial.outcome.artifact.size_bytes,
+                params=trial.outcome.params,
+                macs=trial.outcome.macs,
+                on_front=False,
+            )
+        )
+    points.sort(key=lambda p: p.latency.best_ms)
+    costs = [costs_of(p.accuracy, p.latency) for p in points]
+    mask = front_mask(costs)
+    marked = tuple(
+        dataclasses.replace(p, on_front=bool(on), tied_with=_ties(p, points))
+        for p, on in zip(points, mask, strict=True)
+    )
+    reference = reference_point(marked)
+    return Front(
+        target=target,
+        device=device,
+        objectives=objectives,
+        points=marked,
+        reference=reference,
+        hypervolume=relative_hypervolume(marked, reference),
+        final=final,
+    )
+
+
+def reference_point(points: Sequence[FrontPoint]) -> tuple[float, float]:
+    """(accuracy, latency_ms) a model must beat to count: a fifth below the widest baseline, and that one's latency."""
+    widest = max((p for p in points if p.baseline), key=lambda p: p.latency.best_ms, default=points[-1])
+    factor = WORTH_KEEPING if widest.accuracy.higher_is_better else 1 / WORTH_KEEPING
+    return factor * widest.accuracy.value, widest.latency.best_ms
+
+
+def relative_hypervolume(points: Sequence[FrontPoint], reference: tuple[float, float]) -> float:
+    """Share of the box between the reference point and (zero latency, best accuracy seen) that the points dominate."""
+    costs = [costs_of(p.accuracy, p.latency) for p in points]
+    sign = -1.0 if points[0].accuracy.higher_is_better else 1.0
+    corner = (sign * reference[0], reference[1])
+    box = (corner[0] - min(cost[0] for cost in costs)) * corner[1]
+    return hypervolume(costs, corner) / box if box > 0 else 0.0
+
+
+def costs_of(accuracy: Accuracy, latency: Latency) -> tuple[float, float]:
+    return (-accuracy.value if accuracy.higher_is_better else accuracy.value, latency.best_ms)
+
+
+def _ties(point: FrontPoint, points: Sequence[FrontPoint]) -> tuple[str, ...]:
+    """Keys of points that differ from `point` by no more than the noise, in latency and in accuracy."""
+    return tuple(
+        other.key
+        for other in points
+        if other.key != point.key
+        and intervals_overlap(point.latency.ci95_ms, other.latency.ci95_ms)
+        and point.accuracy.ci95 is not None
+        and other.accuracy.ci95 is not None
+        and intervals_overlap(point.accuracy.ci95, other.accuracy.ci95)
+    )

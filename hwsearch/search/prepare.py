@@ -1,0 +1,134 @@
+"""From a study file to the live objects a search needs, checked before anything is evaluated."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from hwsearch.backends.base import RunOptions, get_backend
+from hwsearch.backends.device import chip_isa
+from hwsearch.config import StudyConfig
+from hwsearch.errors import BackendUnavailableError
+from hwsearch.model.data import Splits, check_inputs, check_labels, load_splits
+from hwsearch.model.graph import trace
+from hwsearch.model.load import load_model
+from hwsearch.model.metric import Metric, load_metric
+from hwsearch.search.evaluate import Subject
+from hwsearch.search.run import Identity
+from hwsearch.space.space import build_space, dimensions, log10_size
+from hwsearch.space.target import load_target
+from hwsearch.types import SearchSpace, Target
+
+REPORTED = ("hwsearch", "torch", "onnx", "optuna", "onnxruntime", "openvino", "numpy")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a search of one target would do; the answer of ``--dry-run`` and ``check``."""
+
+    target: str
+    layers: int
+    groups: int
+    branches: int
+    dimensions: int
+    space_log10_size: float
+    refused: tuple[str, ...]
+    evaluations: int
+
+
+def load_subject(
+    config: StudyConfig, *, module: nn.Module | None = None, splits: Splits | None = None, metric: Metric | None = None
+) -> Subject:
+    """Model, data and metric of a study, loaded, traced and checked against each other.
+
+    Args:
+        config: The study.
+        module, splits, metric: Live objects that replace what the study names.
+
+    Raises:
+        ModelError, DataError, ConfigError: whatever is wrong with them.
+    """
+    splits = splits or load_splits(config.data, base_dir=config.base_dir)
+    module = module or load_model(
+        config.model, weights=_path(config.weights), model_args=config.model_args, base_dir=config.base_dir
+    )
+    metric = metric or load_metric(config.metric, config.direction, base_dir=config.base_dir)
+    network = trace(module, np.asarray(splits.calibrate.inputs[:2]), name=config.model)
+    check_inputs(splits, network.source.input_shape)
+    if metric.name == "top1":
+        check_labels(splits, network.source.output_shape[-1])
+    return Subject(network=network, splits=splits, metric=metric)
+
+
+def ready_target(name: str, config: StudyConfig) -> Target:
+    """The target called `name` with the study's threads and batch; its backend is installed and works.
+
+    Raises:
+        BackendUnavailableError: says what is missing and how to get it.
+    """
+    target = load_target(name, threads=config.threads, batch=config.batch)
+    available = get_backend(target.backend).availability()
+    if not available.ok:
+        raise BackendUnavailableError(f"target `{name}` cannot run here: {available.problem}", hint=available.install)
+    return target
+
+
+def space_for(subject: Subject, target: Target, config: StudyConfig) -> SearchSpace:
+    """What may be chosen for this subject on this target's chip."""
+    return build_space(subject.network.source, target, config.space, chip_isa())
+
+
+def plan_study(config: StudyConfig) -> list[Plan]:
+    """One plan per target of the study; nothing is evaluated or written."""
+    subject = load_subject(config)
+    return [_plan(subject, ready_target(name, config), config) for name in config.targets]
+
+
+def identity(subject: Subject, target: Target, space: SearchSpace, config: StudyConfig) -> Identity:
+    """What this search is, for its run folder."""
+    device = get_backend(target.backend).device(RunOptions(threads=target.threads, batch=target.batch))
+    splits = subject.splits
+    return Identity(
+        source=subject.network.source,
+        target=target,
+        space=space,
+        device=device,
+        metric=subject.metric.name,
+        data={split.name: split.sha256 for split in (splits.calibrate, splits.search, splits.report)},
+        objectives=config.objectives,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, the system and the packages that shape results."""
+    found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.release()}"}
+    for name in REPORTED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found | {"cpus": str(os.cpu_count())}
+
+
+def _plan(subject: Subject, target: Target, config: StudyConfig) -> Plan:
+    space = space_for(subject, target, config)
+    return Plan(
+        target=target.name,
+        layers=len(subject.network.source.layers),
+        groups=len(space.widths),
+        branches=len(space.droppable),
+        dimensions=len(dimensions(space)),
+        space_log10_size=log10_size(space),
+        refused=space.refused,
+        evaluations=config.search.evaluations,
+    )
+
+
+def _path(value: str | Path | None) -> Path | None:
+    return None if value is None else Path(value)

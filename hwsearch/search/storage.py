@@ -1,0 +1,150 @@
+"""The study's memory: an Optuna storage in which every evaluation is complete before the next begins.
+
+Each Optuna trial carries the attribute ``record``, our `Trial` as JSON, written before Optuna is told the values. A kill
+between the two steps is mended on the next start (`reclaim`): a trial with a record is told, one without is given up
+and its numbers are queued again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from hwsearch.errors import ConfigError
+from hwsearch.types import Success, Trial, from_json, to_json
+
+RECORD = "record"
+CANDIDATE = "candidate"
+BASELINE = "baseline"
+OWNER = "owner"
+SAME_AS = "same_as"
+
+
+def open_study(
+    url: str, name: str, *, objectives: tuple[str, ...], higher_is_better: bool, sampler: optuna.samplers.BaseSampler
+) -> optuna.Study:
+    """The Optuna study called `name` at a database URL, created if it is not there.
+
+    Raises:
+        ConfigError: the database cannot be reached or holds something else.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    directions = [
+        "maximize" if objective == "accuracy" and higher_is_better else "minimize" for objective in objectives
+    ]
+    try:
+        study = optuna.create_study(
+            storage=url, study_name=name, directions=directions, sampler=sampler, load_if_exists=True
+        )
+    except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, RuntimeError) as error:
+        cause = str(error.__cause__ or error).splitlines()[0]
+        raise ConfigError(
+            f"cannot open the study storage: {cause}",
+            where=f"search.storage = {_without_password(url)}",
+            hint="check the URL and that its database driver is installed",
+        ) from error
+    if [d.name.lower() for d in study.directions] != directions:
+        raise ConfigError(
+            f"study `{name}` exists with other objectives",
+            where=f"objectives = {list(objectives)}",
+            hint="use another run folder or study name",
+        )
+    return study
+
+
+def read_trials(study: optuna.Study) -> tuple[Trial, ...]:
+    """Every finished evaluation, in order, each candidate once."""
+    return tuple(
+        from_json(Trial, json.loads(frozen.user_attrs[RECORD]))
+        for frozen in study.get_trials(deepcopy=False)
+        if RECORD in frozen.user_attrs and frozen.state.is_finished()
+    )
+
+
+def record(study: optuna.Study, running: optuna.Trial, trial: Trial) -> None:
+    """Write the evaluation down, then tell the sampler."""
+    running.set_user_attr(RECORD, json.dumps(to_json(trial)))
+    for name, violation in trial.constraints.items():
+        running.set_constraint(name, violation)
+    _tell(study, running.number, trial)
+
+
+def repeat(study: optuna.Study, running: optuna.Trial, trial: Trial) -> None:
+    """Tell the sampler that its proposal equals an evaluation already made."""
+    running.set_user_attr(SAME_AS, trial.number)
+    for name, violation in trial.constraints.items():
+        running.set_constraint(name, violation)
+    _tell(study, running.number, trial)
+
+
+def reclaim(study: optuna.Study, owner: str) -> None:
+    """Finish or give up what an earlier process of this run folder left running."""
+    for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if frozen.user_attrs.get(OWNER) != owner:
+            continue
+        if RECORD in frozen.user_attrs:
+            _tell(study, frozen.number, from_json(Trial, json.loads(frozen.user_attrs[RECORD])))
+        else:
+            study.tell(frozen.number, state=TrialState.FAIL)
+            study.enqueue_trial(frozen.params, user_attrs=_handed_on(frozen.user_attrs))
+
+
+def values(trial: Trial, objectives: tuple[str, ...]) -> list[float]:
+    """The evaluation as one number per objective."""
+    assert isinstance(trial.outcome, Success)
+    known = {
+        "accuracy": trial.outcome.accuracy.value,
+        "latency": trial.outcome.latency.best_ms,
+        "size": float(trial.outcome.artifact.size_bytes),
+    }
+    return [known[objective] for objective in objectives]
+
+
+def _tell(study: optuna.Study, number: int, trial: Trial) -> None:
+    if isinstance(trial.outcome, Success):
+        study.tell(number, values(trial, objectives_of(study)))
+    else:
+        study.tell(number, state=TrialState.FAIL)
+
+
+def objectives_of(study: optuna.Study) -> tuple[str, ...]:
+    """The objectives the study was opened for."""
+    return ("accuracy", "latency", "size")[: len(study.directions)]
+
+
+def _handed_on(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: attributes[name] for name in (CANDIDATE, BASELINE) if name in attributes}
+
+
+def _without_password(url: str) -> str:
+    from sqlalchemy.engine import make_url
+
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except (SQLAlchemyError, ValueError):
+        return url.split("@")[-1]
+
+
+def load_trials(url: str, name: str) -> tuple[Trial, ...]:
+    """Every finished evaluation of the study called `name`; for readers, who change nothing.
+
+    Raises:
+        ConfigError: the database or the study in it is not there.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
+        return ()
+    try:
+        return read_trials(optuna.load_study(study_name=name, storage=url))
+    except KeyError:
+        return ()
+    except (SQLAlchemyError, RuntimeError, ImportError) as error:
+        raise ConfigError(
+            f"cannot read the study storage: {str(error).splitlines()[0]}", where=f"storage = {_without_password(url)}"
+        ) from error
