@@ -3,3 +3,401 @@
 Only three things are required: a model, data and a target. Paths may hold ``${VARIABLE}`` and are relative to the study
 file. Configs are inert: nothing is imported or run here.
 """
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+
+from hwsearch.errors import ConfigError, did_you_mean
+from hwsearch.study_file import KeyPath, StudyFile, dotted, read_study_file
+from hwsearch.types import PRECISIONS
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Channels = Annotated[tuple[float, ...], Field(min_length=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class NormalizeConfig(_Section):
+    """Subtracted and divided per channel, after scaling pixels to 0..1."""
+
+    mean: Channels
+    std: Annotated[tuple[Positive, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _same_length(self) -> Self:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} entries and std has {len(self.std)}")
+        return self
+
+
+class DataConfig(_Section):
+    """Where the examples come from, and how many go into each of the three splits.
+
+    Attributes:
+        source: ``digits``, ``cifar10``, ``folder``, ``file.py:factory`` or ``package.module:factory``.
+        calibrate, search, report: Examples per split; None for the source's own default (`report`: all that is left).
+        normalize: None for the source's own default.
+        image_size: Pixels, for ``folder``.
+        seed: Of the shuffle before splitting.
+    """
+
+    source: str
+    path: str | None = None
+    calibrate: Count | None = None
+    search: Count | None = None
+    report: Count | None = None
+    normalize: NormalizeConfig | None = None
+    image_size: Count | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("source")
+    @classmethod
+    def _known_source(cls, value: str) -> str:
+        return _one_of(value, ("digits", "cifar10", "folder"), "file.py:factory", "package.module:factory")
+
+
+class LimitsConfig(_Section):
+    """Requirements in deployment units; the accuracy drop is in points against the fp32 baseline."""
+
+    latency_ms: Positive | None = None
+    size_mb: Positive | None = None
+    accuracy_drop_points: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+
+class SearchConfig(_Section):
+    """How candidates are proposed, how many, and where the study is stored.
+
+    Attributes:
+        storage: URL of an Optuna storage; None for SQLite inside the run folder.
+        timeout_s, memory_mb: For one stage of one evaluation.
+        stop_minutes: Of the whole search; None for no limit.
+    """
+
+    sampler: Literal["gp", "nsga2", "random", "tpe"] = "tpe"
+    evaluations: Count = 50
+    seed: Annotated[int, Field(ge=0)] = 0
+    storage: str | None = None
+    timeout_s: Positive = 120
+    memory_mb: Count = 8192
+    stop_minutes: Positive | None = None
+
+    @field_validator("storage")
+    @classmethod
+    def _url(cls, value: str | None) -> str | None:
+        if value is not None and "://" not in value:
+            raise ValueError("expected a database URL such as sqlite:///study.db or postgresql://host/name")
+        return value
+
+
+class SpaceConfig(_Section):
+    """What may be chosen; None for the target's own value.
+
+    Attributes:
+        granularity: Channel counts are multiples of this.
+        min_keep: Smallest fraction of a group's channels that is offered.
+        keep_float, keep_width: Globs over layer names, e.g. ``layer3.*``.
+        allow_emulated: Offer formats the device only widens (smaller files, not faster).
+    """
+
+    granularity: Count | None = None
+    min_keep: Annotated[float, Field(gt=0, le=1)] | None = None
+    prune: bool = True
+    drop_branches: bool = True
+    precisions: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    keep_float: tuple[str, ...] = ()
+    keep_width: tuple[str, ...] = ()
+    allow_emulated: bool = False
+
+    @field_validator("precisions")
+    @classmethod
+    def _known_precisions(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for name in value or ():
+            _one_of(name, tuple(PRECISIONS))
+        return value
+
+
+class QuantizeConfig(_Section):
+    """How activation ranges are chosen from what calibration saw."""
+
+    ranges: Literal["entropy", "minmax", "mse", "percentile"] = "minmax"
+
+
+class MeasureConfig(_Section):
+    """Effort of one latency measurement: at most `rounds` and about `seconds`, at least `min_rounds`."""
+
+    rounds: Count = 30
+    min_rounds: Count = 8
+    seconds: Positive = 2.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_rounds > self.rounds:
+            raise ValueError(f"min_rounds ({self.min_rounds}) is greater than rounds ({self.rounds})")
+        return self
+
+
+class RecoverConfig(_Section):
+    """What repairs a pruned network: batch-norm statistics estimated again on the calibration split."""
+
+    batch_norm: bool = True
+
+
+class StudyConfig(_Section):
+    """One study, fully resolved: every default filled in, every path absolute.
+
+    Attributes:
+        model: ``package.module:factory``, ``path/file.py:factory`` or ``path/model.pt2``.
+        metric: ``top1``, or a function ``(outputs, targets) -> float`` as ``file.py:name`` or ``package.module:name``.
+        targets: Names of targets; a study file may also say ``target: name``.
+    """
+
+    name: Annotated[str, Field(pattern=r"^\w[\w.\-]*$")] = "study"
+    model: str
+    model_args: dict[str, Any] = Field(default_factory=dict)
+    weights: str | None = None
+    data: DataConfig
+    metric: str = "top1"
+    direction: Literal["maximize", "minimize"] = "maximize"
+    targets: Annotated[tuple[str, ...], Field(min_length=1)]
+    threads: Count = 1
+    batch: Count = 1
+    objectives: tuple[Literal["accuracy", "latency", "size"], ...] = ("accuracy", "latency")
+    limits: LimitsConfig = Field(default_factory=LimitsConfig)
+    search: SearchConfig = Field(default_factory=SearchConfig)
+    space: SpaceConfig = Field(default_factory=SpaceConfig)
+    quantize: QuantizeConfig = Field(default_factory=QuantizeConfig)
+    measure: MeasureConfig = Field(default_factory=MeasureConfig)
+    recover: RecoverConfig = Field(default_factory=RecoverConfig)
+
+    _base_dir: Path = PrivateAttr(default_factory=Path.cwd)
+
+    @property
+    def base_dir(self) -> Path:
+        """Folder of the study file; not part of the resolved form."""
+        return self._base_dir
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Remember the folder the study came from."""
+        if context:
+            self._base_dir = context["base_dir"]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_short_forms(cls, data: Any) -> Any:
+        return _long_form(dict(data)) if isinstance(data, dict) else data
+
+    @field_validator("model")
+    @classmethod
+    def _model_spec(cls, value: str) -> str:
+        return (
+            value
+            if value.endswith(".pt2")
+            else _one_of(value, (), "package.module:factory", "path/file.py:factory", "path/model.pt2")
+        )
+
+    @field_validator("metric")
+    @classmethod
+    def _metric_spec(cls, value: str) -> str:
+        return _one_of(value, ("top1",), "file.py:function", "package.module:function")
+
+    @field_validator("targets", "objectives")
+    @classmethod
+    def _no_repeats(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("each name may stand only once")
+        return value
+
+    @field_validator("objectives")
+    @classmethod
+    def _two_or_three(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if value[:2] != ("accuracy", "latency"):
+            raise ValueError("expected [accuracy, latency] or [accuracy, latency, size]")
+        return value
+
+
+def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
+    """The study in `path`, with ``key=value`` overrides applied and everything resolved.
+
+    Raises:
+        ConfigError: the file or an override is wrong; names the place, what was found and what is allowed.
+    """
+    study = read_study_file(Path(path))
+    if {"target", "targets"} <= study.data.keys():
+        raise ConfigError(
+            "both `target` and `targets` are set", where=study.place(("targets",)), hint="keep one of the two"
+        )
+    _long_form(study.data)
+    study.override(overrides)
+    _long_form(study.data)
+    study.expand_variables()
+    folder = study.path.resolve().parent
+    study.data.setdefault("name", re.sub(r"[^\w.\-]+", "-", folder.name).strip("-.") or "study")
+    try:
+        config = StudyConfig.model_validate(study.data, context={"base_dir": folder})
+    except ValidationError as error:
+        raise _explain(error, study) from None
+    return _with_absolute_paths(config)
+
+
+def resolved_yaml(config: StudyConfig) -> str:
+    """The study as YAML with every default written out; loading it gives an equal study."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of a study file, for completion and checks in an editor."""
+    schema = StudyConfig.model_json_schema()
+    properties = schema["properties"]
+    properties["data"] = {"anyOf": [{"type": "string"}, properties["data"]]}
+    properties["target"] = {"type": "string", "title": "Target"}
+    schema["required"] = ["model", "data"]
+    schema["oneOf"] = [{"required": ["target"]}, {"required": ["targets"]}]
+    return schema
+
+
+def _long_form(data: dict[str, Any]) -> dict[str, Any]:
+    """Write out ``target: a`` and ``data: digits``, and leave out keys without a value, in place."""
+    for name in [name for name, value in data.items() if value is None]:
+        del data[name]
+    if "target" in data:
+        data["targets"] = [data.pop("target")]
+    if isinstance(data.get("data"), str):
+        data["data"] = {"source": data["data"]}
+    return data
+
+
+def _one_of(value: str, names: tuple[str, ...], *forms: str) -> str:
+    """`value` if it is one of `names`, or looks like one of the ``module:name`` forms."""
+    if value in names or (forms and re.fullmatch(r".+:[A-Za-z_]\w*", value)):
+        return value
+    raise _UnknownValueError(value, (*names, *forms))
+
+
+class _UnknownValueError(ValueError):
+    def __init__(self, value: str, allowed: tuple[str, ...]) -> None:
+        super().__init__(f"unknown value `{value}`")
+        self.value = value
+        self.allowed = allowed
+
+
+# --------------------------------------------------------------------------- paths
+
+
+def _with_absolute_paths(config: StudyConfig) -> StudyConfig:
+    base = config.base_dir
+    data = config.data.model_copy(
+        update={
+            "source": _absolute_spec(config.data.source, base),
+            "path": None if config.data.path is None else _absolute(config.data.path, base),
+        }
+    )
+    return config.model_copy(
+        update={
+            "model": _absolute_spec(config.model, base),
+            "metric": _absolute_spec(config.metric, base),
+            "weights": None if config.weights is None else _absolute(config.weights, base),
+            "data": data,
+        }
+    )
+
+
+def _absolute(path: str, base: Path) -> str:
+    return str((base / Path(path).expanduser()).resolve())
+
+
+def _absolute_spec(spec: str, base: Path) -> str:
+    """``file.py:name`` and ``model.pt2`` with their path absolute; module paths and plain names as they are."""
+    file, colon, name = spec.rpartition(":")
+    if file.endswith(".py"):
+        return f"{_absolute(file, base)}{colon}{name}"
+    return _absolute(spec, base) if spec.endswith(".pt2") else spec
+
+
+# --------------------------------------------------------------------------- explaining what is wrong
+
+
+def _explain(error: ValidationError, study: StudyFile) -> ConfigError:
+    """The root cause as one error: a misspelt key explains the missing one, never the other way round."""
+    order = {"extra_forbidden": 0, "missing": 1}
+    first = min(error.errors(include_url=False), key=lambda detail: order.get(detail["type"], 2))
+    if first["type"] == "extra_forbidden":
+        return _unknown_key(first["loc"], first["input"], study)
+    if first["type"] == "missing":
+        return _missing_key(first["loc"], study)
+    return _wrong_value(first, study)
+
+
+def _unknown_key(key: KeyPath, value: Any, study: StudyFile) -> ConfigError:
+    allowed = sorted({*_section(key[:-1]).model_fields, *(("target",) if len(key) == 1 else ())})
+    return ConfigError(
+        f"unknown key `{dotted(key)}`",
+        where=study.where(key, value),
+        allowed=", ".join(allowed),
+        hint=did_you_mean(str(key[-1]), allowed),
+    )
+
+
+def _missing_key(key: KeyPath, study: StudyFile) -> ConfigError:
+    examples = {
+        "model": "model: mynet.py:build",
+        "data": "data: digits",
+        "targets": "target: ort-cpu",
+        "data.source": "data: {source: digits}",
+    }
+    name = "target" if key == ("targets",) else dotted(key)
+    example = examples.get(dotted(key))
+    return ConfigError(
+        f"`{name}` is missing", where=study.place(key), hint=f"add a line such as `{example}`" if example else None
+    )
+
+
+def _wrong_value(detail: ErrorDetails, study: StudyFile) -> ConfigError:
+    key, value = detail["loc"], detail["input"]
+    if unknown := _unknown_value(detail):
+        found, allowed = unknown
+        name = next(str(part) for part in reversed(key) if isinstance(part, str))
+        return ConfigError(
+            f"unknown {name} `{found}`",
+            where=study.where(key, value),
+            allowed=", ".join(allowed),
+            hint=did_you_mean(found, allowed),
+        )
+    problem = "should be a mapping" if detail["type"] == "model_type" else detail["msg"]
+    problem = problem.removeprefix("Value error, ").removeprefix("Input ")
+    return ConfigError(
+        f"`{dotted(key)}` {problem}" if problem.startswith("should") else f"`{dotted(key)}`: {problem}",
+        where=study.where(key, value),
+    )
+
+
+def _unknown_value(detail: ErrorDetails) -> tuple[str, tuple[str, ...]] | None:
+    """(found, allowed) where a value is not in a list of names."""
+    context = detail.get("ctx", {})
+    if detail["type"] == "literal_error":
+        return str(detail["input"]), tuple(re.findall(r"'([^']*)'", context["expected"]))
+    cause = context.get("error")
+    return (cause.value, cause.allowed) if isinstance(cause, _UnknownValueError) else None
+
+
+def _section(key: KeyPath) -> type[BaseModel]:
+    """The model class of the section at `key`."""
+    section: type[BaseModel] = StudyConfig
+    for part in key:
+        annotation = section.model_fields[str(part)].annotation
+        section = next(
+            kind
+            for kind in (annotation, *getattr(annotation, "__args__", ()))
+            if isinstance(kind, type) and issubclass(kind, BaseModel)
+        )
+    return section
