@@ -153,7 +153,7 @@ class Evaluator:
             self._array(split, "inputs"),
             outputs_path,
             batch=batch,
-            float_precision=candidate.float_precision,
+            options=self._fast_options(candidate),
             timeout_s=self._timeout,
         )
         outputs = np.load(outputs_path)
@@ -209,7 +209,7 @@ class Evaluator:
             layers = self._builder.inspect(
                 self.located(artifact),
                 compressed.precision,
-                float_precision=candidate.float_precision,
+                options=self.run_options(candidate.float_precision),
                 timeout_s=self._timeout,
             )
         with watch.on("latency"):
@@ -240,7 +240,7 @@ class Evaluator:
             Path(compressed.path),
             request,
             folder,
-            float_precision=candidate.float_precision,
+            options=self.run_options(candidate.float_precision),
             timeout_s=self._timeout,
         )
         return dataclasses.replace(
@@ -271,6 +271,10 @@ class Evaluator:
             split=split,
             data_hash=data.sha256,
         )
+
+    def _fast_options(self, candidate: Candidate) -> RunOptions:
+        """For accuracy: all cores, since the outputs do not depend on how many compute them."""
+        return RunOptions(threads=os.cpu_count() or 1, float_precision=candidate.float_precision)
 
     @property
     def _timeout(self) -> float:

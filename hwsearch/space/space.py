@@ -47,7 +47,7 @@ def build_space(source: SourceModel, target: Target, config: SpaceConfig, isa: I
             name: tuple(p for p in precisions if name not in keep_float or not PRECISIONS[p].integer)
             for name, precisions in offered.items()
         },
-        float_precisions=tuple(floats),
+        float_precisions=tuple(floats) or ("fp32",),
         refused=(*source.refused, *_refused(target, isa)),
     )
 
@@ -56,7 +56,9 @@ def dimensions(space: SearchSpace) -> list[Dimension]:
     """Every choice of the space with more than one option, in a fixed order."""
     listed = [Dimension(f"keep:{name}", len(widths)) for name, widths in space.widths.items()]
     listed += [Dimension(f"drop:{name}", 2) for name in space.droppable]
-    listed += [Dimension(f"precision:{name}", size) for name in space.precisions if (size := len(_ladder(space, name))) > 1]
+    listed += [
+        Dimension(f"precision:{name}", size) for name in space.precisions if (size := len(_ladder(space, name))) > 1
+    ]
     if len(space.float_precisions) > 1:
         listed.append(Dimension("float", len(space.float_precisions)))
     return listed
@@ -119,11 +121,11 @@ def baselines(space: SearchSpace, source: SourceModel) -> dict[str, Candidate]:
     names = {name for offered in space.precisions.values() for name in offered} | set(space.float_precisions)
     found = {}
     for name in sorted(names, key=_bits, reverse=True):
-        precision = {layer: name if name in offered or not _integer(name) else widest
-                     for layer, offered in space.precisions.items()}
+        precision = {
+            layer: name if name in offered or not _integer(name) else widest
+            for layer, offered in space.precisions.items()
+        }
         found[name] = Candidate(keep={}, dropped=(), precision=precision)
-    if "fp32" not in found:
-        found = {"fp32": uniform(source, "fp32"), **found}
     return found
 
 
@@ -183,7 +185,9 @@ def _match(patterns: Sequence[str], names: list[str], where: str) -> set[str]:
         found = set(fnmatch.filter(names, pattern))
         if not found:
             raise ConfigError(
-                f"`{pattern}` matches no layer", where=where, allowed=", ".join(names[:8]) + ", ...",
+                f"`{pattern}` matches no layer",
+                where=where,
+                allowed=", ".join(names[:8]) + ", ...",
                 hint=did_you_mean(pattern, names),
             )
         matched |= found
