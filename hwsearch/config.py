@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
 
-from hwsearch.errors import ConfigError, did_you_mean
-from hwsearch.study_file import KeyPath, StudyFile, dotted, read_study_file
+from hwsearch.config_errors import explain, one_of
+from hwsearch.errors import ConfigError
+from hwsearch.study_file import read_study_file
 from hwsearch.types import PRECISIONS
 
 Count = Annotated[int, Field(ge=1)]
@@ -64,7 +64,7 @@ class DataConfig(_Section):
     @field_validator("source")
     @classmethod
     def _known_source(cls, value: str) -> str:
-        return _one_of(value, ("digits", "cifar10", "folder"), "file.py:factory", "package.module:factory")
+        return one_of(value, ("digits", "cifar10", "folder"), "file.py:factory", "package.module:factory")
 
 
 class LimitsConfig(_Section):
@@ -123,7 +123,7 @@ class SpaceConfig(_Section):
     @classmethod
     def _known_precisions(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
         for name in value or ():
-            _one_of(name, tuple(PRECISIONS))
+            one_of(name, tuple(PRECISIONS))
         return value
 
 
@@ -203,13 +203,13 @@ class StudyConfig(_Section):
         return (
             value
             if value.endswith(".pt2")
-            else _one_of(value, (), "package.module:factory", "path/file.py:factory", "path/model.pt2")
+            else one_of(value, (), "package.module:factory", "path/file.py:factory", "path/model.pt2")
         )
 
     @field_validator("metric")
     @classmethod
     def _metric_spec(cls, value: str) -> str:
-        return _one_of(value, ("top1",), "file.py:function", "package.module:function")
+        return one_of(value, ("top1",), "file.py:function", "package.module:function")
 
     @field_validator("targets", "objectives")
     @classmethod
@@ -246,7 +246,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
     try:
         config = StudyConfig.model_validate(study.data, context={"base_dir": folder})
     except ValidationError as error:
-        raise _explain(error, study) from None
+        raise explain(error, study, StudyConfig) from None
     return _with_absolute_paths(config)
 
 
@@ -275,20 +275,6 @@ def _long_form(data: dict[str, Any]) -> dict[str, Any]:
     if isinstance(data.get("data"), str):
         data["data"] = {"source": data["data"]}
     return data
-
-
-def _one_of(value: str, names: tuple[str, ...], *forms: str) -> str:
-    """`value` if it is one of `names`, or looks like one of the ``module:name`` forms."""
-    if value in names or (forms and re.fullmatch(r".+:[A-Za-z_]\w*", value)):
-        return value
-    raise _UnknownValueError(value, (*names, *forms))
-
-
-class _UnknownValueError(ValueError):
-    def __init__(self, value: str, allowed: tuple[str, ...]) -> None:
-        super().__init__(f"unknown value `{value}`")
-        self.value = value
-        self.allowed = allowed
 
 
 # --------------------------------------------------------------------------- paths
@@ -322,82 +308,3 @@ def _absolute_spec(spec: str, base: Path) -> str:
     if file.endswith(".py"):
         return f"{_absolute(file, base)}{colon}{name}"
     return _absolute(spec, base) if spec.endswith(".pt2") else spec
-
-
-# --------------------------------------------------------------------------- explaining what is wrong
-
-
-def _explain(error: ValidationError, study: StudyFile) -> ConfigError:
-    """The root cause as one error: a misspelt key explains the missing one, never the other way round."""
-    order = {"extra_forbidden": 0, "missing": 1}
-    first = min(error.errors(include_url=False), key=lambda detail: order.get(detail["type"], 2))
-    if first["type"] == "extra_forbidden":
-        return _unknown_key(first["loc"], first["input"], study)
-    if first["type"] == "missing":
-        return _missing_key(first["loc"], study)
-    return _wrong_value(first, study)
-
-
-def _unknown_key(key: KeyPath, value: Any, study: StudyFile) -> ConfigError:
-    allowed = sorted({*_section(key[:-1]).model_fields, *(("target",) if len(key) == 1 else ())})
-    return ConfigError(
-        f"unknown key `{dotted(key)}`",
-        where=study.where(key, value),
-        allowed=", ".join(allowed),
-        hint=did_you_mean(str(key[-1]), allowed),
-    )
-
-
-def _missing_key(key: KeyPath, study: StudyFile) -> ConfigError:
-    examples = {
-        "model": "model: mynet.py:build",
-        "data": "data: digits",
-        "targets": "target: ort-cpu",
-        "data.source": "data: {source: digits}",
-    }
-    name = "target" if key == ("targets",) else dotted(key)
-    example = examples.get(dotted(key))
-    return ConfigError(
-        f"`{name}` is missing", where=study.place(key), hint=f"add a line such as `{example}`" if example else None
-    )
-
-
-def _wrong_value(detail: ErrorDetails, study: StudyFile) -> ConfigError:
-    key, value = detail["loc"], detail["input"]
-    if unknown := _unknown_value(detail):
-        found, allowed = unknown
-        name = next(str(part) for part in reversed(key) if isinstance(part, str))
-        return ConfigError(
-            f"unknown {name} `{found}`",
-            where=study.where(key, value),
-            allowed=", ".join(allowed),
-            hint=did_you_mean(found, allowed),
-        )
-    problem = "should be a mapping" if detail["type"] == "model_type" else detail["msg"]
-    problem = problem.removeprefix("Value error, ").removeprefix("Input ")
-    return ConfigError(
-        f"`{dotted(key)}` {problem}" if problem.startswith("should") else f"`{dotted(key)}`: {problem}",
-        where=study.where(key, value),
-    )
-
-
-def _unknown_value(detail: ErrorDetails) -> tuple[str, tuple[str, ...]] | None:
-    """(found, allowed) where a value is not in a list of names."""
-    context = detail.get("ctx", {})
-    if detail["type"] == "literal_error":
-        return str(detail["input"]), tuple(re.findall(r"'([^']*)'", context["expected"]))
-    cause = context.get("error")
-    return (cause.value, cause.allowed) if isinstance(cause, _UnknownValueError) else None
-
-
-def _section(key: KeyPath) -> type[BaseModel]:
-    """The model class of the section at `key`."""
-    section: type[BaseModel] = StudyConfig
-    for part in key:
-        annotation = section.model_fields[str(part)].annotation
-        section = next(
-            kind
-            for kind in (annotation, *getattr(annotation, "__args__", ()))
-            if isinstance(kind, type) and issubclass(kind, BaseModel)
-        )
-    return section
