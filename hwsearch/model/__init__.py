@@ -1,0 +1,1 @@
+"""The network and its data: loading, tracing, the ONNX template, splits, metrics, training."""

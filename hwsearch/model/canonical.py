@@ -29,7 +29,7 @@ class Naming:
     Attributes:
         nodes: Layer -> its node, in execution order.
         folded: Layer -> the batch norm module folded into it.
-        transposed: Layers whose weight is stored [in, out].
+        transposed: Parameters stored transposed, such as the [in, out] weights a MatMul takes.
     """
 
     nodes: dict[str, ir.Node] = field(default_factory=dict)
@@ -47,6 +47,7 @@ def canonicalise(model: ir.Model, modules: Mapping[str, nn.Module]) -> Naming:
         _drop_batch_norm(graph, node, modules, naming)
     fold_constants(model)
     for node in list(graph):
+        _unsqueeze_scalar(graph, node)
         _loosen_reshape(graph, node)
         _pool_globally(graph, node)
     common.RemoveUnusedNodesPass()(model)
@@ -62,46 +63,44 @@ def canonicalise(model: ir.Model, modules: Mapping[str, nn.Module]) -> Naming:
 
 
 def _name_layer(graph: ir.Graph, node: ir.Node, modules: Mapping[str, nn.Module], naming: Naming) -> None:
-    weight = _weight_of(node)
+    if node.op_type == "MatMul":
+        _store_transposed(graph, node, naming)
+    weight = node.inputs[1] if node.op_type in ("Conv", "Gemm", "MatMul") else None
     if weight is None or not weight.is_initializer() or len(_readers(weight)) != 1:
         return
     layer = str(weight.name).removesuffix(".weight")
     module = modules.get(layer)
     if layer == weight.name or not isinstance(module, LAYER_TYPES):
         return
-    if node.op_type == "MatMul":
-        _store_transposed(graph, node, weight)
+    if node.op_type != "MatMul":
+        if not _give_bias(graph, node, layer, module.weight.shape[0]):
+            return
+    elif weight.name in naming.transposed:
         _give_bias_add(graph, node, layer, module.weight.shape[0])
-        naming.transposed.add(layer)
-    elif not _give_bias(graph, node, layer, module.weight.shape[0]):
+    else:
         return
     node.name = layer
     naming.nodes[layer] = node
 
 
-def _weight_of(node: ir.Node) -> ir.Value | None:
-    """The initialiser a layer's node multiplies with, seen through the transpose of a linear layer."""
-    if node.op_type not in ("Conv", "Gemm", "MatMul"):
-        return None
-    weight = node.inputs[1]
-    if node.op_type != "MatMul" or weight is None:
-        return weight
-    transpose = weight.producer()
-    return transpose.inputs[0] if transpose is not None and transpose.op_type == "Transpose" else None
+def _store_transposed(graph: ir.Graph, node: ir.Node, naming: Naming) -> None:
+    """Where a MatMul takes the transpose of a parameter, store the parameter that way."""
+    transpose = node.inputs[1].producer() if node.inputs[1] is not None else None
+    if transpose is None or transpose.op_type != "Transpose" or (weight := transpose.inputs[0]) is None:
+        return
+    array = ir.convenience.get_const_tensor(weight)
+    if array is None or len(array.shape) != 2 or not weight.is_initializer() or len(_readers(weight)) != 1:
+        return
+    name = str(weight.name)
+    graph.initializers.pop(name)
+    node.replace_input_with(1, _initializer(graph, name, np.ascontiguousarray(array.numpy().T)))
+    naming.transposed.add(name)
 
 
 def _readers(value: ir.Value) -> list[ir.Node]:
     """Nodes that compute with `value`; those that only ask for its shape or type do not count."""
     asks = {("Shape", 0), ("CastLike", 1)}
     return [use.node for use in value.uses() if (use.node.op_type, use.idx) not in asks]
-
-
-def _store_transposed(graph: ir.Graph, node: ir.Node, weight: ir.Value) -> None:
-    array = ir.convenience.get_const_tensor(weight)
-    if array is None:
-        raise ValueError(f"{weight.name} holds no numbers")
-    graph.initializers.pop(str(weight.name))
-    node.replace_input_with(1, _initializer(graph, str(weight.name), np.ascontiguousarray(array.numpy().T)))
 
 
 def _give_bias(graph: ir.Graph, node: ir.Node, layer: str, width: int) -> bool:
@@ -138,7 +137,7 @@ def _drop_batch_norm(graph: ir.Graph, node: ir.Node, modules: Mapping[str, nn.Mo
     layer, norm = str(producer.name), str(mean.name).removesuffix(".running_mean")
     known = isinstance(modules.get(norm), BATCH_NORMS) and naming.nodes.get(layer) is producer
     alone = len(_readers(source)) == 1 and len(_readers(mean)) == 1 and not source.is_graph_output()
-    if not known or not alone or layer in naming.transposed or layer in naming.folded:
+    if not known or not alone or producer.op_type == "MatMul" or layer in naming.folded:
         return
     naming.folded[layer] = norm
     replace_all_uses_with(node.outputs[0], source, replace_graph_outputs=True)
@@ -165,6 +164,19 @@ def _loosen_reshape(graph: ir.Graph, node: ir.Node) -> None:
     name = f"{node.outputs[0].name}.shape"
     node.replace_input_with(1, _initializer(graph, name, np.array(shape, np.int64)))
     node.attributes.pop("allowzero", None)
+
+
+def _unsqueeze_scalar(graph: ir.Graph, node: ir.Node) -> None:
+    """Write the reshape of a number to a vector as an Unsqueeze, which shape inference can follow."""
+    if node.op_type != "Reshape" or node.inputs[0] is None or node.inputs[0].shape != ir.Shape([]):
+        return
+    if node.outputs[0].shape is None or len(node.outputs[0].shape) == 1:
+        axes = _initializer(graph, f"{node.outputs[0].name}.axes", np.array([0], np.int64))
+        unsqueeze = ir.node("Unsqueeze", [node.inputs[0], axes], name=node.name)
+        unsqueeze.outputs[0].name = f"{node.outputs[0].name}.vector"
+        replace_all_uses_with(node.outputs[0], unsqueeze.outputs[0])
+        graph.insert_after(node, unsqueeze)
+        graph.remove(node, safe=True)
 
 
 def _common_prefix(one: list[int], other: list[int]) -> int:

@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -41,7 +41,7 @@ class Template:
             other parameters.
         layers: Names of the layers in execution order; each is also a node's name.
         folded: Layer -> batch norm module folded into it.
-        transposed: Layers whose weight is stored [in, out]: linear layers on more than two axes.
+        transposed: Parameters stored transposed: weights of linear layers on more than two axes.
     """
 
     skeleton: onnx.ModelProto
@@ -54,7 +54,7 @@ class Template:
         """The node called `name`; KeyError if there is none."""
         for node in self.skeleton.graph.node:
             if node.name == name:
-                return cast(onnx.NodeProto, node)
+                return cast("onnx.NodeProto", node)
         raise KeyError(name)
 
     def bind(self, parameters: Parameters | None = None) -> onnx.ModelProto:
@@ -74,8 +74,22 @@ class Template:
         _follow_depthwise_width(model.graph, parameters)
         return model
 
+    def shapes(self, batch: int = 1, parameters: Parameters | None = None) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor of the graph at a fixed batch size; `parameters` as in `bind`.
+
+        Raises:
+            onnx.shape_inference.InferenceError: some shapes do not fit together.
+        """
+        model = self.bind(parameters)
+        _declare_only(model.graph)
+        model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch
+        model.graph.output[0].type.tensor_type.ClearField("shape")
+        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
+        values = [*inferred.input, *inferred.value_info, *inferred.output]
+        return {value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in values}
+
     def _tensor(self, name: str, array: NDArray[np.float32]) -> onnx.TensorProto:
-        if name.removesuffix(".weight") in self.transposed and array.ndim > 1:
+        if name in self.transposed:
             array = array.T
         tensor = onnx.TensorProto(name=name, data_type=onnx.TensorProto.FLOAT, dims=array.shape)
         tensor.raw_data = np.asarray(array, dtype="<f4").tobytes()
@@ -255,6 +269,17 @@ def _follow_depthwise_width(graph: onnx.GraphProto, parameters: Parameters) -> N
                 attribute.i = weight.shape[0]
 
 
+def _declare_only(graph: onnx.GraphProto) -> None:
+    """Turn float initialisers into inputs of the same shape: inference needs no values, and copying them costs."""
+    tensors = list(graph.initializer)
+    graph.ClearField("initializer")
+    for tensor in tensors:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+        else:
+            graph.initializer.append(tensor)
+
+
 def _bypass(graph: onnx.GraphProto, add_name: str, branch_input: int) -> None:
     """Let the readers of a sum read its shortcut; a ReLU right after a ReLU goes too."""
     add = next((node for node in graph.node if node.name == add_name), None)
@@ -286,16 +311,3 @@ def _remove_dead_nodes(graph: onnx.GraphProto) -> None:
         if not any(needed[name] for name in node.output):
             needed.subtract(node.input)
             graph.node.remove(node)
-
-
-def static_shapes(model: onnx.ModelProto, batch: int) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor of `model` at a fixed batch size, by strict inference.
-
-    Raises:
-        onnx.shape_inference.InferenceError: some shapes do not fit together.
-    """
-    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch
-    model.graph.output[0].type.tensor_type.ClearField("shape")
-    inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
-    values: Sequence[onnx.ValueInfoProto] = [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]
-    return {value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in values}
