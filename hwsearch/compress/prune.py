@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from hwsearch.model.channels import take_channels
 from hwsearch.types import Branch, Candidate, PruneGroup, SourceModel
 
 Indices = NDArray[np.int64]
@@ -36,8 +37,13 @@ def slice_module(module: nn.Module, source: SourceModel, kept: Mapping[str, Indi
     """A copy of `module` in which each group of `kept` has only the channels named there."""
     sliced = copy.deepcopy(module)
     layers = dict(sliced.named_modules())
-    for (name, side), entries in _removed(source, kept).items():
-        _slice(layers[name], side, entries)
+    state = sliced.state_dict()
+    for name, value in take_channels(state, source.groups, kept).items():
+        if value.shape != state[name].shape:
+            owner, _, attribute = name.rpartition(".")
+            _replace(layers[owner], attribute, value)
+    for layer in layers.values():
+        _resize(layer)
     return sliced
 
 
@@ -87,61 +93,27 @@ def _strongest(scores: NDArray[np.float64], count: int) -> Indices:
     return np.sort(np.argsort(-scores, kind="stable")[:count]).astype(np.int64)
 
 
-def _removed(source: SourceModel, kept: Mapping[str, Indices]) -> dict[tuple[str, str], Indices]:
-    """(module, side) -> entries of that axis to remove, over all groups that share it (a concatenation has several)."""
-    removed: dict[tuple[str, str], list[Indices]] = {}
-    for group in source.groups:
-        if group.name in kept:
-            gone = np.setdiff1d(np.arange(group.channels), kept[group.name])
-            for axis in group.axes:
-                entries = axis.offset + gone[:, None] * axis.repeat + np.arange(axis.repeat)
-                removed.setdefault((axis.module, axis.side), []).append(entries.ravel())
-    return {key: np.concatenate(parts) for key, parts in removed.items()}
+def _replace(layer: nn.Module, attribute: str, value: torch.Tensor) -> None:
+    old = getattr(layer, attribute)
+    trainable = isinstance(old, nn.Parameter)
+    setattr(layer, attribute, nn.Parameter(value, requires_grad=old.requires_grad) if trainable else value)
 
 
-def _slice(layer: nn.Module, side: str, removed: Indices) -> None:
-    """Remove entries of one side of a layer, in place, and keep its size attributes true."""
+def _resize(layer: nn.Module) -> None:
+    """Make a layer's size attributes agree with its parameters, in place."""
+    weight = getattr(layer, "weight", None)
     if isinstance(layer, nn.Linear):
-        _slice_weight(layer, side, removed)
         layer.out_features, layer.in_features = layer.weight.shape
     elif isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        depthwise = layer.groups > 1
-        if depthwise and side == "in":
-            return  # its output side removes both
-        _slice_weight(layer, side, removed)
+        depthwise = layer.groups > 1 and layer.weight.shape[1] == 1
         layer.out_channels = layer.weight.shape[0]
-        layer.groups = layer.out_channels if depthwise else 1
+        layer.groups = layer.out_channels if depthwise else layer.groups
         layer.in_channels = layer.weight.shape[1] * layer.groups
-    else:
-        _slice_norm(layer, removed)
-
-
-def _slice_weight(layer: nn.Module, side: str, removed: Indices) -> None:
-    weight, bias = layer.weight, layer.bias
-    assert isinstance(weight, torch.Tensor)
-    dimension = 0 if side == "out" else 1
-    layer.weight = _without(weight, dimension, removed)
-    if side == "out" and isinstance(bias, torch.Tensor):
-        layer.bias = _without(bias, 0, removed)
-
-
-def _slice_norm(layer: nn.Module, removed: Indices) -> None:
-    """Batch, layer and other norms: every vector they hold loses the same entries."""
-    for name, value in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
-        if value is not None and value.ndim == 1:
-            setattr(layer, name, _without(value, 0, removed))
-    if isinstance(layer, nn.modules.batchnorm._NormBase):
-        layer.num_features -= removed.size
-    if isinstance(layer, nn.LayerNorm):
-        layer.normalized_shape = (layer.normalized_shape[0] - removed.size,)
-
-
-def _without(tensor: torch.Tensor, dimension: int, removed: Indices) -> torch.Tensor:
-    left = np.setdiff1d(np.arange(tensor.shape[dimension]), removed)
-    chosen = tensor.detach().index_select(dimension, torch.from_numpy(left)).contiguous()
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(chosen, requires_grad=tensor.requires_grad)
-    return chosen
+    elif isinstance(layer, nn.LayerNorm) and weight is not None:
+        layer.normalized_shape = tuple(weight.shape)
+    elif hasattr(layer, "num_features"):
+        vectors = [value for value in layer.state_dict().values() if value.ndim == 1]
+        layer.num_features = len(vectors[0]) if vectors else layer.num_features
 
 
 def _zero(layer: nn.Module) -> None:
