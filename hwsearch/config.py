@@ -7,7 +7,7 @@ file. Configs are inert: nothing is imported or run here.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from hwsearch.config_errors import explain, one_of
 from hwsearch.errors import ConfigError
-from hwsearch.study_file import read_study_file
+from hwsearch.study_file import StudyFile, read_study_file
 from hwsearch.types import PRECISIONS
 
 Count = Annotated[int, Field(ge=1)]
@@ -45,7 +45,8 @@ class DataConfig(_Section):
     """Where the examples come from, and how many go into each of the three splits.
 
     Attributes:
-        source: ``digits``, ``cifar10``, ``folder``, ``file.py:factory`` or ``package.module:factory``.
+        source: ``digits``, ``cifar10``, ``folder``, ``file.py:factory`` or ``package.module:factory``; ``python`` for
+            arrays handed over by a program.
         calibrate, search, report: Examples per split; None for the source's own default (`report`: all that is left).
         normalize: None for the source's own default.
         image_size: Pixels, for ``folder``.
@@ -64,7 +65,7 @@ class DataConfig(_Section):
     @field_validator("source")
     @classmethod
     def _known_source(cls, value: str) -> str:
-        return one_of(value, ("digits", "cifar10", "folder"), "file.py:factory", "package.module:factory")
+        return one_of(value, ("digits", "cifar10", "folder", "python"), "file.py:factory", "package.module:factory")
 
 
 class LimitsConfig(_Section):
@@ -159,7 +160,7 @@ class StudyConfig(_Section):
     Attributes:
         model: ``package.module:factory``, ``path/file.py:factory`` or ``path/model.pt2``.
         metric: ``top1``, or a function ``(outputs, targets) -> float`` as ``file.py:name`` or ``package.module:name``.
-        targets: Names of targets; a study file may also say ``target: name``.
+        targets: Names of built-in targets or paths of target files; a study file may also say ``target: name``.
     """
 
     name: Annotated[str, Field(pattern=r"^\w[\w.\-]*$")] = "study"
@@ -239,9 +240,21 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
         )
     _long_form(study.data)
     study.override(overrides)
+    return _checked(study, study.path.resolve().parent)
+
+
+def make_study(settings: Mapping[str, Any]) -> StudyConfig:
+    """The study with these keys, as in a study file; paths are relative to the current folder.
+
+    Raises:
+        ConfigError: as for `load_study`.
+    """
+    return _checked(StudyFile(Path("arguments"), dict(settings)), Path.cwd())
+
+
+def _checked(study: StudyFile, folder: Path) -> StudyConfig:
     _long_form(study.data)
     study.expand_variables()
-    folder = study.path.resolve().parent
     study.data.setdefault("name", re.sub(r"[^\w.\-]+", "-", folder.name).strip("-.") or "study")
     try:
         config = StudyConfig.model_validate(study.data, context={"base_dir": folder})
@@ -294,12 +307,17 @@ def _with_absolute_paths(config: StudyConfig) -> StudyConfig:
             "metric": _absolute_spec(config.metric, base),
             "weights": None if config.weights is None else _absolute(config.weights, base),
             "data": data,
+            "targets": tuple(_absolute_target(target, base) for target in config.targets),
         }
     )
 
 
 def _absolute(path: str, base: Path) -> str:
     return str((base / Path(path).expanduser()).resolve())
+
+
+def _absolute_target(target: str, base: Path) -> str:
+    return _absolute(target, base) if target.endswith((".yaml", ".yml")) else target
 
 
 def _absolute_spec(spec: str, base: Path) -> str:

@@ -86,7 +86,7 @@ def run_study(
     for name in targets:
         space = space_for(subject, ready[name], config)
         wanted = identity(subject, ready[name], space, config)
-        folder = out / name.removesuffix(".yaml").rpartition("/")[2]
+        folder = out / Path(name).stem
         with locked(folder):
             _search_target(config, subject, wanted, folder, extend, progress, stop)
         runs.append(Run.open(folder))

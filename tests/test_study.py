@@ -1,0 +1,215 @@
+"""The search loop on a backend that needs no runtime, so that everything but the device is real."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import optuna
+import pytest
+import torch
+from torch import nn
+
+import hwsearch.search.storage as storage
+from hwsearch.errors import ConfigError, SearchFailedError
+from hwsearch.search.api import search
+from hwsearch.search.run import Run
+from hwsearch.types import Failure, Success, from_json
+
+TARGET = """
+backend: {backend}
+threads: 1
+batch: 1
+ops:
+  conv: {{accepts: [fp32, int8], accelerates: [int8]}}
+  linear: {{accepts: [fp32, int8], accelerates: [int8]}}
+mixed_float: false
+granularity: 4
+min_keep: 0.25
+"""
+
+
+class TinyNet(nn.Module):
+    """Two convolutions, one of them in a residual branch, and a head."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(1, 8, 3, padding=1)
+        self.branch = nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        x = (x + self.branch(x)).relu()
+        return self.head(x.mean((2, 3)))
+
+
+def examples(count, seed):
+    generator = np.random.default_rng(seed)
+    return generator.standard_normal((count, 1, 8, 8)).astype(np.float32), generator.integers(0, 3, count)
+
+
+DATA = {"calibrate": examples(16, 0), "search": examples(24, 1), "report": examples(24, 2)}
+
+
+@pytest.fixture
+def target(tmp_path):
+    path = tmp_path / "fake.yaml"
+    path.write_text(TARGET.format(backend="hwsearch.testing:FakeBackend"))
+    return str(path)
+
+
+def run_search(tmp_path, target, **options):
+    settings = {"evaluations": 6, "measure": {"rounds": 4, "min_rounds": 3, "seconds": 0.05}} | options
+    return search(TinyNet(), data=DATA, target=target, out=tmp_path / "runs", name="tiny", **settings).run
+
+
+def test_a_search_records_every_evaluation_and_a_front(tmp_path, target):
+    run = run_search(tmp_path, target)
+    assert len(run.trials) == 6
+    assert [trial.baseline for trial in run.trials[:2]] == ["fp32", "int8"]
+    assert len({trial.candidate.key for trial in run.trials}) == 6
+    assert all(isinstance(trial.outcome, Success) for trial in run.trials)
+    assert run.front is not None
+    assert run.front.final
+    assert {point.accuracy.split for point in run.front.points} == {"report"}
+    assert {"fp32", "int8"} <= {point.baseline for point in run.front.points}
+    assert [p.latency.best_ms for p in run.front.points] == sorted(p.latency.best_ms for p in run.front.points)
+    assert 0 < run.front.hypervolume <= 1
+    assert len(run.to_frame()) == 6
+
+
+def test_resuming_repeats_and_loses_nothing(tmp_path, target):
+    first = run_search(tmp_path, target, evaluations=4)
+    again = run_search(tmp_path, target, evaluations=7)
+    assert again.trials[:4] == first.trials
+    assert len({trial.candidate.key for trial in again.trials}) == 7
+    unchanged = run_search(tmp_path, target, evaluations=7)
+    assert unchanged.trials == again.trials
+    assert unchanged.front == again.front
+
+
+def test_another_model_in_the_same_folder_is_refused(tmp_path, target):
+    run_search(tmp_path, target, evaluations=2)
+    other = TinyNet()
+    other.head.bias.data += 1
+    with pytest.raises(ConfigError, match="another model"):
+        search(other, data=DATA, target=target, out=tmp_path / "runs", name="tiny", evaluations=2)
+
+
+@pytest.mark.parametrize("sampler", ["gp", "nsga2", "random"])
+def test_every_sampler_proposes_candidates(tmp_path, target, sampler):
+    run = run_search(tmp_path, target, evaluations=5, search={"sampler": sampler})
+    assert len(run.trials) == 5
+
+
+def test_size_as_third_objective(tmp_path, target):
+    run = run_search(tmp_path, target, evaluations=4, objectives=["accuracy", "latency", "size"])
+    study = optuna.load_study(study_name="tiny/fake", storage=f"sqlite:///{run.path / 'study.db'}")
+    assert [len(trial.values) for trial in study.trials] == [3] * len(study.trials)
+
+
+def test_limits_make_candidates_infeasible_in_their_own_units(tmp_path, target):
+    run = run_search(tmp_path, target, limits={"size_mb": 1e-6, "accuracy_drop_points": 50})
+    assert not any(trial.feasible for trial in run.trials)
+    for trial in run.trials:
+        assert trial.constraints["size_mb"] == pytest.approx(trial.outcome.artifact.size_bytes / 1e6 - 1e-6)
+    assert all(point.baseline for point in run.front.points)
+
+
+def test_a_stop_request_keeps_what_is_finished(tmp_path, target):
+    stop = threading.Event()
+
+    def watch(moment):
+        if moment.stage == "search" and moment.done >= 3:
+            stop.set()
+
+    from hwsearch.config import make_study
+    from hwsearch.model.data import splits_from
+    from hwsearch.search.study import run_study
+
+    config = make_study(
+        {
+            "name": "tiny",
+            "model": "tests:TinyNet",
+            "data": {"source": "python"},
+            "target": target,
+            "measure": {"rounds": 4, "min_rounds": 3, "seconds": 0.05},
+        }
+    )
+    splits = splits_from(DATA, config.data)
+    run = run_study(config, out=tmp_path / "out", module=TinyNet(), splits=splits, progress=watch, stop=stop)[0]
+    assert 3 <= len(run.trials) <= 4
+    assert run.front is not None
+    assert not run.front.final
+
+
+def test_a_candidate_that_fails_is_recorded_and_the_search_goes_on(tmp_path):
+    path = tmp_path / "fake.yaml"
+    path.write_text(TARGET.format(backend="hwsearch.testing:CrashingBackend"))
+    run = run_search(tmp_path, str(path), evaluations=6)
+    failures = [trial for trial in run.trials if isinstance(trial.outcome, Failure)]
+    assert failures
+    assert len(failures) < len(run.trials)
+    assert failures[0].outcome.error == "crash"
+    assert failures[0].outcome.stage == "build"
+
+
+def test_a_search_in_which_everything_fails_says_so(tmp_path):
+    path = tmp_path / "fake.yaml"
+    path.write_text(TARGET.format(backend="hwsearch.testing:FailingBackend"))
+    with pytest.raises(SearchFailedError, match="all 3 evaluations failed"):
+        run_search(tmp_path, str(path), evaluations=3)
+
+
+KILLED = """
+import sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from test_study import run_search
+run_search(Path({out!r}), {target!r}, evaluations=14)
+"""
+
+
+@pytest.mark.slow
+def test_kill_at_any_moment_loses_no_finished_evaluation_and_repeats_none(tmp_path, target):
+    script = KILLED.format(tests=os.path.dirname(__file__), out=str(tmp_path), target=target)
+    run_search(tmp_path, target, evaluations=2)
+    folder = tmp_path / "runs" / "tiny" / "fake"
+    finished = Run.open(folder).trials
+    for delay in (2.5, 3.1, 3.7):
+        process = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
+        time.sleep(delay)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        survived = Run.open(folder).trials
+        assert survived[: len(finished)] == finished
+        finished = survived
+    run = run_search(tmp_path, target, evaluations=14)
+    assert run.trials[: len(finished)] == finished
+    assert len(run.trials) == 14
+    assert len({trial.candidate.key for trial in run.trials}) == 14
+
+
+def test_a_kill_between_record_and_tell_is_mended(tmp_path, target):
+    run = run_search(tmp_path, target, evaluations=3)
+    url = f"sqlite:///{run.path / 'study.db'}"
+    study = optuna.load_study(study_name="tiny/fake", storage=url)
+    owner = json.loads((run.path / "run.json").read_text())["owner"]
+    recorded, empty = study.ask(), study.ask()
+    for trial in (recorded, empty):
+        trial.set_user_attr(storage.OWNER, owner)
+    copy = json.loads(study.trials[1].user_attrs[storage.RECORD])
+    copy["number"] = recorded.number
+    copy["candidate"]["recipe"] = {"made": "up"}
+    recorded.set_user_attr(storage.RECORD, json.dumps(copy))
+    storage.reclaim(study, owner)
+    states = [trial.state.name for trial in study.trials]
+    assert states[recorded.number] == "COMPLETE"
+    assert states[empty.number] == "FAIL"
+    assert from_json(storage.Trial, copy) in Run.open(run.path).trials
