@@ -355,6 +355,8 @@ class Latency:
         sigma_ms: Standard error used by the search.
         reference_ms: The reference model's `best_ms` in the same campaign, or None.
         contaminated: Rounds marked as disturbed.
+        reference_ratio, reference_ratio_ci95: Multiple of the reference's latency, paired round by round; steadier
+            than `best_ms` when the machine is slow for longer than the campaign.
     """
 
     best_ms: float
@@ -369,10 +371,14 @@ class Latency:
     sigma_ms: float
     reference_ms: float | None = None
     contaminated: int = 0
+    reference_ratio: float | None = None
+    reference_ratio_ci95: tuple[float, float] | None = None
 
     @property
     def ratio(self) -> float | None:
         """Latency as a multiple of the reference's in the same campaign."""
+        if self.reference_ratio is not None:
+            return self.reference_ratio
         return None if self.reference_ms is None else self.best_ms / self.reference_ms
 
 

@@ -7,6 +7,7 @@ compared round by round. Nothing here reads a clock of its own: clock, steps and
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import math
 import random
@@ -27,7 +28,7 @@ Clock = Callable[[], int]
 Verdict = Literal["faster", "slower", "tied"]
 
 REFERENCE_TOLERANCE = 1.05  # a round in which the reference ran above this multiple of its floor is contaminated
-LEAST_ROUNDS = 3  # however slow the model: below this there is no interval
+LEAST_ROUNDS = 6  # however slow the model: below this no test at the 95 % level exists
 MOST_CALLS = 2000  # per round; only models below a few microseconds reach it
 
 
@@ -36,9 +37,9 @@ class TimingPolicy:
     """How long and how carefully to measure.
 
     Attributes:
-        rounds: Most rounds; each runs every model once for at least `round_ms`.
+        rounds: Most rounds (never fewer than 6); each runs every model for at least `round_ms`.
         min_rounds: Rounds before precision may end the measurement.
-        seconds: Time limit per model; a campaign of n models may take n times as long (checked between rounds).
+        seconds: Time limit per model; a campaign of n models may take n times as long. Six rounds are run regardless.
         round_ms: Least time one model runs in one round.
         half_width: Stop when every model's 95 % interval is narrower than +/- this fraction.
         warmup_seconds: Most time per model until it runs steadily.
@@ -214,7 +215,7 @@ def _measure(campaign: _Campaign, calls: Mapping[str, int], policy: TimingPolicy
 
 def _enough(medians: Mapping[str, list[float]], policy: TimingPolicy, time_is_up: bool) -> bool:
     done = len(next(iter(medians.values()), []))
-    if not medians or done >= policy.rounds or (time_is_up and done >= LEAST_ROUNDS):
+    if not medians or done >= max(policy.rounds, LEAST_ROUNDS) or (time_is_up and done >= LEAST_ROUNDS):
         return True
     return done >= policy.min_rounds and all(
         Z95 * minimum_standard_error(np.array(values)) < policy.half_width * min(values) for values in medians.values()
@@ -241,12 +242,16 @@ def _garbage_collection_off() -> Iterator[None]:
 def summarise(
     samples: Samples, reference: Samples | None = None, *, policy: TimingPolicy = DEFAULT_POLICY, batch: int = 1
 ) -> Latency:
-    """Latency of one model: best, median, tails, interval; all samples count, disturbed ones too."""
+    """Latency of one model: best, median, tails, interval, and its ratio to a reference of the same campaign.
+
+    All samples count, those of disturbed rounds too.
+    """
     medians = samples.medians_ms
     best = float(medians.min())
     sigma = math.hypot(minimum_standard_error(medians), policy.session_sigma * best)
     times_ms = np.concatenate([np.array(times) for times in samples.rounds_ns]) / 1e6
     median, p90, p99 = (float(q) for q in np.percentile(times_ms, (50, 90, 99)))
+    against = None if reference is None else compare(samples, reference, policy=policy)
     return Latency(
         best_ms=best,
         median_ms=median,
@@ -260,21 +265,43 @@ def summarise(
         sigma_ms=sigma,
         reference_ms=None if reference is None else float(reference.medians_ms.min()),
         contaminated=sum(samples.contaminated),
+        reference_ratio=None if against is None else against.ratio,
+        reference_ratio_ci95=None if against is None else against.ci95,
+    )
+
+
+def through_reference(latency: Latency, floor_ms: float) -> Latency:
+    """The latency the model would have where its reference takes `floor_ms`: comparable between campaigns.
+
+    A virtual machine can run 15 % slower for seconds. No round of a short campaign is then undisturbed, but the
+    reference was slowed alike, so the ratio holds.
+    """
+    if latency.reference_ratio is None or latency.reference_ratio_ci95 is None:
+        raise ValueError("the latency was measured without a reference")
+    best = latency.reference_ratio * floor_ms
+    low, high = (bound * floor_ms for bound in latency.reference_ratio_ci95)
+    scale = best / latency.best_ms
+    return dataclasses.replace(
+        latency,
+        best_ms=best,
+        median_ms=latency.median_ms * scale,
+        p90_ms=latency.p90_ms * scale,
+        p99_ms=latency.p99_ms * scale,
+        ci95_ms=(low, high),
+        sigma_ms=(high - low) / (2 * Z95),
+        reference_ms=floor_ms,
     )
 
 
 def compare(first: Samples, second: Samples, *, policy: TimingPolicy = DEFAULT_POLICY) -> Comparison:
     """How `first` runs against `second`, both of one campaign.
 
-    Rounds marked in either are left out where enough remain. The interval is the signed-rank interval of the
-    log-ratios, widened by what two sessions of the same file differ.
+    The signed-rank interval of the log-ratios, widened by what two sessions of the same file differ. Marked rounds
+    take part: the pairing cancels most of what disturbed them, and the test is exact only without a selection.
     """
     if len(first.rounds_ns) != len(second.rounds_ns):
         raise ValueError("only models of one campaign can be compared: the rounds do not pair up")
-    clean = ~(np.array(first.contaminated) | np.array(second.contaminated))
-    kept = clean if clean.sum() >= policy.min_rounds else np.ones_like(clean)
-    logs = np.log(first.medians_ms[kept]) - np.log(second.medians_ms[kept])
-    centre, low, high = signed_rank_interval(logs)
+    centre, low, high = signed_rank_interval(np.log(first.medians_ms) - np.log(second.medians_ms))
     session = Z95 * math.sqrt(2) * policy.session_sigma
     low, high = centre - math.hypot(centre - low, session), centre + math.hypot(high - centre, session)
     verdict: Verdict = "faster" if high < 0 else "slower" if low > 0 else "tied"
