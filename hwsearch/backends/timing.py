@@ -49,8 +49,8 @@ class TimingPolicy:
         seed: Of the order within the rounds.
     """
 
-    rounds: int = 30
-    min_rounds: int = 8
+    rounds: int = 60
+    min_rounds: int = 20
     seconds: float = 2.0
     round_ms: float = 5.0
     half_width: float = 0.01

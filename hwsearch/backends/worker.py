@@ -34,8 +34,8 @@ class Worker:
 
     Args:
         backend: Name of the backend, or ``package.module:Class``.
-        options: How models are built, run and inspected; `options.cpus` pins the child. `float_precision` and, in
-            `predict`, the batch are given by each call; `measure` has options of its own for each artifact.
+        options: How models are built, run and inspected where a call has no options of its own. `options.cpus` pins the
+            child; the cores in a call's own options do not move it.
         memory_bytes: Most private memory the child may take; None for no limit.
         log: File the output of the runtimes is appended to; None for a temporary file.
         policy: How `measure` and `sample` measure.
@@ -87,7 +87,7 @@ class Worker:
         return from_json(dict[str, Observation], reply)
 
     def build(
-        self, model: Path, request: LowerRequest, folder: Path, *, timeout_s: float, float_precision: str = "fp32"
+        self, model: Path, request: LowerRequest, folder: Path, *, timeout_s: float, options: RunOptions | None = None
     ) -> Artifact:
         """The artifact of the float ONNX `model`, lowered and built into `folder`; what was in there is removed."""
         reply = self._call(
@@ -97,7 +97,7 @@ class Worker:
             precision=dict(request.precision),
             ranges=to_json(dict(request.ranges)),
             folder=str(folder),
-            float_precision=float_precision,
+            options=to_json(options),
         )
         return from_json(Artifact, reply)
 
@@ -109,7 +109,7 @@ class Worker:
         *,
         batch: int,
         timeout_s: float,
-        float_precision: str = "fp32",
+        options: RunOptions | None = None,
     ) -> None:
         """Write the outputs, float32 [examples, ...], for all examples of a ``.npy`` file to another."""
         self._call(
@@ -119,11 +119,11 @@ class Worker:
             inputs=str(inputs),
             outputs=str(outputs),
             batch=batch,
-            float_precision=float_precision,
+            options=to_json(options),
         )
 
     def inspect(
-        self, artifact: Artifact, precision: Mapping[str, str], *, timeout_s: float, float_precision: str = "fp32"
+        self, artifact: Artifact, precision: Mapping[str, str], *, timeout_s: float, options: RunOptions | None = None
     ) -> tuple[LayerTime, ...]:
         """What the runtime executes, unit by unit."""
         reply = self._call(
@@ -131,7 +131,7 @@ class Worker:
             timeout_s,
             artifact=to_json(artifact),
             precision=dict(precision),
-            float_precision=float_precision,
+            options=to_json(options),
         )
         return from_json(tuple[LayerTime, ...], reply)
 

@@ -8,7 +8,6 @@ of the descriptor. torch is never imported here.
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import faulthandler
 import json
 import os
@@ -19,6 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -50,7 +50,7 @@ class Child:
         examples = np.load(inputs, mmap_mode="r")
         return to_json(observe(Path(model), tensors, examples, bins, threads=self._options.threads))
 
-    def build(self, model: str, precision: dict[str, str], ranges: Any, folder: str, float_precision: str) -> Any:
+    def build(self, model: str, precision: dict[str, str], ranges: Any, folder: str, options: Any) -> Any:
         """Lower and build the float model into an emptied folder."""
         import onnx
 
@@ -58,20 +58,18 @@ class Child:
         lowered = self._backend.lower(onnx.load(model), request)
         shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
         Path(folder).mkdir(parents=True)
-        return to_json(self._backend.build(lowered, Path(folder), self._with(float_precision=float_precision)))
+        return to_json(self._backend.build(lowered, Path(folder), self._read(options)))
 
-    def predict(self, artifact: Any, inputs: str, outputs: str, batch: int, float_precision: str) -> None:
+    def predict(self, artifact: Any, inputs: str, outputs: str, batch: int, options: Any) -> None:
         """Outputs for all examples, from file to file."""
-        options = self._with(batch=batch, float_precision=float_precision)
-        session = self._backend.open(from_json(Artifact, artifact), options)
+        session = self._backend.open(from_json(Artifact, artifact), replace(self._read(options), batch=batch))
         examples = np.load(inputs, mmap_mode="r")
         parts = [_predict_batch(session, examples[i : i + batch], batch) for i in range(0, len(examples), batch)]
         np.save(outputs, np.concatenate(parts))
 
-    def inspect(self, artifact: Any, precision: dict[str, str], float_precision: str) -> Any:
+    def inspect(self, artifact: Any, precision: dict[str, str], options: Any) -> Any:
         """What the runtime executes, unit by unit."""
-        options = self._with(float_precision=float_precision)
-        return to_json(list(self._backend.inspect(from_json(Artifact, artifact), precision, options)))
+        return to_json(list(self._backend.inspect(from_json(Artifact, artifact), precision, self._read(options))))
 
     def sample(self, models: dict[str, Any], reference: str | None, policy: Any) -> Any:
         """Raw times of all models, opened together and measured in turns on the same random input."""
@@ -90,8 +88,8 @@ class Child:
         )
         return to_json(samples)
 
-    def _with(self, **changes: Any) -> RunOptions:
-        return dataclasses.replace(self._options, **changes)
+    def _read(self, options: Any) -> RunOptions:
+        return self._options if options is None else from_json(RunOptions, options)
 
 
 def _predict_batch(session: Session, examples: Any, batch: int) -> Any:
