@@ -39,14 +39,17 @@ class RunOptions:
         threads: Intra-op threads.
         batch: Examples per call.
         float_precision: Format of the layers that are not quantised: ``fp32`` or ``bf16``. A backend that cannot
-            honour it raises `BackendUnavailableError` instead of running something else.
+            honour it raises `EvaluationError` instead of running something else.
         cpus: Cores the measuring process is pinned to; empty for no pinning.
+        spinning: Whether idle threads of the runtime's pool busy-wait for work. Faster with several threads on an
+            otherwise idle machine, and in the way of everything else on it.
     """
 
     threads: int = 1
     batch: int = 1
     float_precision: str = "fp32"
     cpus: tuple[int, ...] = ()
+    spinning: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +62,7 @@ class Availability:
 
     @property
     def ok(self) -> bool:
+        """True when there is no problem."""
         return self.problem is None
 
 
@@ -133,6 +137,16 @@ class Backend(Protocol):
     def inspect(self, artifact: Artifact, precision: Mapping[str, str], options: RunOptions) -> Sequence[LayerTime]:
         """What the runtime executes, unit by unit, beside what was requested."""
         ...
+
+
+def check_batch(batch: NDArray[np.float32], size: int) -> None:
+    """Refuse inputs whose first axis is not the batch a session was opened with.
+
+    Raises:
+        ValueError: says both sizes.
+    """
+    if len(batch) != size:
+        raise ValueError(f"the session was opened for batches of {size}, found {len(batch)} examples")
 
 
 def backend_names() -> list[str]:
