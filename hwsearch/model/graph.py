@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from hwsearch.errors import ModelError
 from hwsearch.model.branches import find_branches
+from hwsearch.model.foreign import root_cause
 from hwsearch.model.groups import find_groups
-from hwsearch.model.template import Template, export_template, root_cause
+from hwsearch.model.template import Template, export_template
 from hwsearch.types import LayerInfo, PruneGroup, SourceModel
 
 

@@ -25,7 +25,8 @@ from torch.func import functional_call
 
 from hwsearch.model.canonical import BATCH_NORMS, LAYER_TYPES
 from hwsearch.model.channels import take_channels
-from hwsearch.model.template import Template, folded_parameters, quiet, root_cause
+from hwsearch.model.foreign import quiet, root_cause
+from hwsearch.model.template import Template, folded_parameters
 from hwsearch.types import ChannelAxis, PruneGroup
 
 NORMS = (*BATCH_NORMS, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from hwsearch.errors import ConfigError, did_you_mean
+from hwsearch.model.foreign import one_line
 
 
 def import_object(spec: str, *, base_dir: Path, what: str, error: type[ConfigError] = ConfigError) -> Any:
@@ -39,7 +40,7 @@ def _from_package(place: str, what: str, error: type[ConfigError]) -> ModuleType
         message = f"{what}: no module `{place}`" if asked else f"{what}: `{place}` needs `{missing.name}`"
         raise error(message, where=str(missing), hint=_nearby(place) if asked else None) from missing
     except Exception as problem:
-        raise error(f"{what}: `{place}` cannot be imported", where=_one_line(problem)) from problem
+        raise error(f"{what}: `{place}` cannot be imported", where=one_line(problem)) from problem
 
 
 def _nearby(place: str) -> str:
@@ -69,12 +70,7 @@ def _from_file(path: Path, what: str, error: type[ConfigError]) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as problem:
-        raise error(f"{what}: {path} cannot be imported", where=_one_line(problem)) from problem
+        raise error(f"{what}: {path} cannot be imported", where=one_line(problem)) from problem
     finally:
         sys.path.remove(str(path.parent))
     return module
-
-
-def _one_line(problem: Exception) -> str:
-    lines = str(problem).strip().splitlines()
-    return f"{type(problem).__name__}: {lines[0]}" if lines else type(problem).__name__

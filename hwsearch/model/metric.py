@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwsearch.errors import ConfigError, did_you_mean
+from hwsearch.model.foreign import one_line
 from hwsearch.model.importing import import_object
 
 Outputs = NDArray[np.float32]
@@ -46,8 +47,8 @@ class Metric:
             return float(self.function(outputs, targets))
         except Exception as error:
             raise ConfigError(
-                f"metric `{self.name}` failed: {type(error).__name__}: {error}",
-                where=f"outputs {outputs.shape}, targets {targets.shape}",
+                f"metric `{self.name}` failed on outputs {outputs.shape} and targets {targets.shape}",
+                where=one_line(error),
                 allowed="a function (outputs, targets) -> float",
             ) from error
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwsearch.errors import DataError, did_you_mean
+from hwsearch.model.foreign import one_line
 from hwsearch.model.importing import import_object
 from hwsearch.model.pools import ArrayPool, ImagePool, Normalize, Pool, pool_from
 
@@ -47,7 +48,7 @@ def load_pools(config: Any, *, base_dir: Path) -> Pools:
     try:
         value = factory()
     except Exception as error:
-        raise DataError(f"data factory `{config.source}` failed: {type(error).__name__}: {error}") from error
+        raise DataError(f"data factory `{config.source}` failed", where=one_line(error)) from error
     return pools_from(value, config)
 
 

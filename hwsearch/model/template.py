@@ -7,11 +7,8 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -24,6 +21,7 @@ from torch import Tensor, nn
 
 from hwsearch.errors import ModelError
 from hwsearch.model.canonical import LAYER_TYPES, Naming, canonicalise
+from hwsearch.model.foreign import quiet, root_cause
 from hwsearch.types import Branch
 
 OPSET = 20
@@ -215,27 +213,6 @@ def _explain(error: Exception) -> ModelError:
         hint="avoid Python branches on tensor values and calls to other libraries in `forward`, "
         "or export it yourself and give the .pt2 file",
     )
-
-
-def root_cause(error: BaseException) -> str:
-    """Type and first line of the exception at the bottom of a chain."""
-    while (deeper := error.__cause__ or error.__context__) is not None:
-        error = deeper
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the warnings and log lines of exporters and tracers; they concern libraries, not the user's model."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
 
 
 def _split(model: ir.Model, naming: Naming) -> Template:
