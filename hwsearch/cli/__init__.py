@@ -1,0 +1,1 @@
+"""The command line: one small file per verb, thin over the functions of the same name."""

@@ -1,0 +1,107 @@
+"""``hwsearch doctor``: what this machine can run, and how far its timings can be trusted."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from typing import Annotated, Any
+
+import typer
+
+from hwsearch.backends.base import Backend, RunOptions, backend_names, get_backend
+from hwsearch.backends.device import chip_isa, chip_name
+from hwsearch.cli.output import flags, next_step, print_json, print_table, print_text
+from hwsearch.cli.verb import verb
+from hwsearch.errors import HwSearchError
+from hwsearch.types import to_json
+
+PACKAGES = ("hwsearch", "torch", "onnx", "optuna", "numpy", "plotly", "torch-pruning")
+
+Seconds = Annotated[float, typer.Option("--seconds", metavar="S", min=0, help="length of the noise probe; 0 skips it")]
+
+
+@verb
+def doctor(seconds: Seconds = 5.0) -> None:
+    """Say which backends work here, what the device is, and how noisy its timings are."""
+    facts = gather(seconds)
+    if flags().json:
+        print_json(facts)
+        return
+    print_table(["backend", "version", "", "device or what to do"], [_backend_cells(b) for b in facts["backends"]])
+    print_text("")
+    print_table(["machine", ""], [[name, _words(value)] for name, value in facts["machine"].items()])
+    print_text("")
+    print_table(["version", ""], [[name, version or "not installed"] for name, version in facts["versions"].items()])
+    if facts["noise"]:
+        print_text("")
+        print_table(["noise", ""], [[name, _words(value)] for name, value in facts["noise"].items()])
+    next_step("hwsearch", "demo")
+
+
+def gather(seconds: float) -> dict[str, Any]:
+    """Everything doctor knows, JSON-ready; a part that cannot be found out is None, never an error."""
+    return {
+        "backends": [_backend(name) for name in backend_names()],
+        "machine": _machine(),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "data": os.environ.get("HWSEARCH_DATA"),
+        "noise": _noise(seconds) if seconds else None,
+    }
+
+
+def _backend(name: str) -> dict[str, Any]:
+    """Whether a backend works, its device and the formats it runs; what to install when it does not."""
+    try:
+        backend = get_backend(name)
+        available = backend.availability()
+        facts = {"name": name, "ok": available.ok, "version": available.version}
+        if not available.ok:
+            return facts | {"problem": available.problem, "install": available.install, "device": None}
+        return facts | {"problem": None, "install": None, "device": _device(backend)}
+    except HwSearchError as error:
+        return {
+            "name": name,
+            "ok": False,
+            "version": None,
+            "problem": error.message,
+            "install": error.hint,
+            "device": None,
+        }
+
+
+def _device(backend: Backend) -> dict[str, Any]:
+    device = backend.device(RunOptions())
+    return {"key": device.key, **to_json(device)}
+
+
+def _machine() -> dict[str, Any]:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return {
+        "chip": chip_name(),
+        "isa": list(chip_isa()),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cores": psutil.cpu_count(logical=False),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": memory.total,
+        "memory_free_bytes": memory.available,
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _backend_cells(backend: dict[str, Any]) -> list[str]:
+    device = backend["device"]
+    detail = f"{device['chip']}  [{device['key']}]" if device else f"{backend['problem']}; {backend['install'] or ''}"
+    return [backend["name"], backend["version"] or "", "ok" if backend["ok"] else "missing", detail]
+
+
+def _words(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

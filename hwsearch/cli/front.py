@@ -1,0 +1,119 @@
+"""``hwsearch front``: the result of a search, as a table or as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from hwsearch.cli.output import flags, next_step, note, print_json, print_table
+from hwsearch.cli.verb import MaxLatency, MinAccuracy, RunPath, TargetName, verb
+from hwsearch.errors import ConfigError
+from hwsearch.types import Front, FrontPoint, to_json
+
+if TYPE_CHECKING:
+    from hwsearch.search.run import Run
+
+
+@verb
+def front(
+    run: RunPath,
+    *,
+    target: TargetName = None,
+    max_latency_ms: MaxLatency = None,
+    min_accuracy: MinAccuracy = None,
+) -> None:
+    """Print the models no other model beats in both accuracy and latency."""
+    from hwsearch.search.run import find_run
+
+    found = find_run(run, target)
+    result = front_of(found)
+    points = [p for p in result.points if p.on_front and _fits(p, max_latency_ms, min_accuracy)]
+    if flags().json:
+        print_json(front_document(result, points))
+    else:
+        print_front(result, points)
+    if not points:
+        note("no model of the front is within the limits")
+        raise typer.Exit(1)
+    next_step("hwsearch", "show", found.path, points[0].key)
+
+
+def front_of(run: Run) -> Front:
+    """The front of a run.
+
+    Raises:
+        ConfigError: nothing has succeeded yet.
+    """
+    if run.front is None:
+        raise ConfigError(
+            f"{run.path} has no front yet",
+            where=f"{len(run.trials)} evaluations, none of them a success",
+            hint=f"search on: hwsearch search {run.path / 'study.yaml'}",
+        )
+    return run.front
+
+
+def front_document(front: Front, points: Sequence[FrontPoint]) -> dict[str, Any]:
+    """The front as ``front --json`` prints it."""
+    return {
+        "device": to_json(front.device),
+        "target": front.target,
+        "objectives": list(front.objectives),
+        "baselines": [point_document(point) for point in front.points if point.baseline is not None],
+        "points": [point_document(point) for point in points],
+    }
+
+
+def point_document(point: FrontPoint) -> dict[str, Any]:
+    """One point: key, accuracy and latency with their 95 % intervals, size."""
+    return {
+        "key": point.key,
+        "accuracy": point.accuracy.value,
+        "accuracy_ci95": None if point.accuracy.ci95 is None else list(point.accuracy.ci95),
+        "latency_ms": point.latency.best_ms,
+        "latency_ci95_ms": list(point.latency.ci95_ms),
+        "size_bytes": point.size_bytes,
+        "baseline": point.baseline,
+        "split": point.accuracy.split,
+    }
+
+
+def print_front(front: Front, points: Sequence[FrontPoint]) -> None:
+    """Print a table of the points, with the baselines they have to beat."""
+    rows = sorted({*points, *(p for p in front.points if p.baseline)}, key=lambda p: p.latency.best_ms)
+    yardstick = next((p for p in front.points if p.baseline == "fp32"), None)
+    metric = front.points[0].accuracy.metric if front.points else "accuracy"
+    print_table(
+        ["key", metric, "±", "ms", "±", "vs fp32", "MB", "", ""],
+        [_cells(point, yardstick) for point in rows],
+    )
+    state = "finalists measured together" if front.final else "not final: the search has not finished"
+    note(f"{front.target}, {front.device.chip}; {state}; * on the front")
+
+
+def _cells(point: FrontPoint, yardstick: FrontPoint | None) -> list[str]:
+    latency = point.latency
+    speed_up = f"{yardstick.latency.best_ms / latency.best_ms:.2f}x" if yardstick else ""
+    return [
+        point.key,
+        f"{point.accuracy.value:.4f}",
+        _half_width(point.accuracy.ci95, ".4f"),
+        f"{latency.best_ms:.4f}",
+        _half_width(latency.ci95_ms, ".4f"),
+        speed_up,
+        f"{point.size_bytes / 1e6:.3f}",
+        "*" if point.on_front else "",
+        point.baseline or "",
+    ]
+
+
+def _half_width(interval: tuple[float, float] | None, form: str) -> str:
+    return "" if interval is None else format((interval[1] - interval[0]) / 2, form)
+
+
+def _fits(point: FrontPoint, max_latency_ms: float | None, min_accuracy: float | None) -> bool:
+    sign = 1 if point.accuracy.higher_is_better else -1
+    fast = max_latency_ms is None or point.latency.best_ms <= max_latency_ms
+    return fast and (min_accuracy is None or sign * (point.accuracy.value - min_accuracy) >= 0)
