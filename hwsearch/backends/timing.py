@@ -41,7 +41,8 @@ class TimingPolicy:
         min_rounds: Rounds before precision may end the measurement.
         seconds: Time limit per model; a campaign of n models may take n times as long. Six rounds are run regardless.
         round_ms: Least time one model runs in one round.
-        half_width: Stop when every model's 95 % interval is narrower than +/- this fraction.
+        half_width: Stop when the 95 % intervals of every model and of its ratio to the reference are narrower than +/-
+            this fraction.
         warmup_seconds: Most time per model until it runs steadily.
         shift: A model runs steadily when its floor fell by less than this fraction in three rounds.
         session_sigma: Relative standard error that rounds cannot show: the same file opened again runs at a slightly
@@ -139,7 +140,7 @@ def measure_interleaved(
     with _garbage_collection_off():
         warmup, steady = _warm_up(campaign, policy)
         calls = _calls_per_round(warmup, policy)
-        rounds = _measure(campaign, calls, policy)
+        rounds = _measure(campaign, calls, policy, reference)
     marks = _slow_rounds([r[reference] for r in rounds]) if reference is not None else [False] * len(rounds)
     return {
         name: Samples(
@@ -202,24 +203,38 @@ def _calls_per_round(rounds: list[_Round], policy: TimingPolicy) -> dict[str, in
     return {name: min(math.ceil(policy.round_ms * 1e6 / max(floor, 1)), MOST_CALLS) for name, floor in floors.items()}
 
 
-def _measure(campaign: _Campaign, calls: Mapping[str, int], policy: TimingPolicy) -> list[_Round]:
+def _measure(
+    campaign: _Campaign, calls: Mapping[str, int], policy: TimingPolicy, reference: str | None
+) -> list[_Round]:
     rounds: list[_Round] = []
-    medians: dict[str, list[float]] = {name: [] for name in calls}
     deadline = campaign.clock() + policy.seconds * len(calls) * 1e9
-    while not _enough(medians, policy, campaign.clock() >= deadline):
+    most = max(policy.rounds, LEAST_ROUNDS)
+    while calls and len(rounds) < most:
         rounds.append(campaign.round(calls))
-        for name, chunk in rounds[-1].items():
-            medians[name].append(chunk.median_ns)
+        time_is_up = campaign.clock() >= deadline and len(rounds) >= LEAST_ROUNDS
+        if time_is_up or (_worth_checking(len(rounds), policy) and _is_precise(rounds, policy, reference)):
+            break
     return rounds
 
 
-def _enough(medians: Mapping[str, list[float]], policy: TimingPolicy, time_is_up: bool) -> bool:
-    done = len(next(iter(medians.values()), []))
-    if not medians or done >= max(policy.rounds, LEAST_ROUNDS) or (time_is_up and done >= LEAST_ROUNDS):
+def _worth_checking(done: int, policy: TimingPolicy) -> bool:
+    """Every fifth round: the intervals cost more than a short round."""
+    return done >= policy.min_rounds and (done - policy.min_rounds) % 5 == 0
+
+
+def _is_precise(rounds: list[_Round], policy: TimingPolicy, reference: str | None) -> bool:
+    """Whether every model's interval, and that of its ratio to the reference, is narrow enough."""
+    logs = {name: np.log([r[name].median_ns for r in rounds]) for name in rounds[0]}
+    return all(_is_narrow(values, logs.get(reference or ""), policy.half_width) for values in logs.values())
+
+
+def _is_narrow(logs: NDArray[np.float64], reference: NDArray[np.float64] | None, half_width: float) -> bool:
+    if Z95 * minimum_standard_error(logs) > half_width:
+        return False
+    if reference is None:
         return True
-    return done >= policy.min_rounds and all(
-        Z95 * minimum_standard_error(np.array(values)) < policy.half_width * min(values) for values in medians.values()
-    )
+    _, low, high = signed_rank_interval(logs - reference)
+    return (high - low) / 2 < half_width
 
 
 def _slow_rounds(chunks: list[_Chunk]) -> list[bool]:
