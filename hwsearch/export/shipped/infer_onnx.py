@@ -1,0 +1,40 @@
+"""Run the model: python infer.py [inputs.npy]
+
+The inputs are float32 [N, ...], preprocessed as hwsearch.json says. Without a file the stored samples run.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+FOLDER = Path(__file__).resolve().parent
+FACTS = json.loads((FOLDER / "hwsearch.json").read_text())
+
+
+def load() -> Callable[[np.ndarray], np.ndarray]:
+    """The model as a function from inputs [N, ...] to outputs [N, ...]."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = FACTS["target"]["threads"]
+    path = str(FOLDER / FACTS["artifact"]["path"])
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda inputs: session.run(None, {name: inputs})[0]
+
+
+def main() -> None:
+    """Print the top class of each example."""
+    samples = np.load(FOLDER / "samples.npz")
+    inputs = np.load(sys.argv[1]) if len(sys.argv) > 1 else samples["inputs"]
+    outputs = load()(inputs.astype(np.float32))
+    expected = samples["outputs"] if len(sys.argv) == 1 else [None] * len(outputs)
+    for number, (output, stored) in enumerate(zip(outputs, expected, strict=True)):
+        match = "" if stored is None else "  as stored" if output.argmax() == stored.argmax() else "  DIFFERS"
+        print(f"{number}: class {output.argmax()}{match}")
+
+
+if __name__ == "__main__":
+    main()
