@@ -9,14 +9,16 @@ from typing import Annotated, Any
 
 import typer
 
+from hwsearch import __version__
 from hwsearch.backends.base import Backend, RunOptions, backend_names, get_backend
 from hwsearch.backends.device import chip_isa, chip_name
-from hwsearch.cli.output import flags, next_step, print_json, print_table, print_text
+from hwsearch.backends.environment import probe_noise, read_environment
+from hwsearch.cli.output import flags, next_step, note, print_json, print_table, print_text
 from hwsearch.cli.verb import verb
 from hwsearch.errors import HwSearchError
 from hwsearch.types import to_json
 
-PACKAGES = ("hwsearch", "torch", "onnx", "optuna", "numpy", "plotly", "torch-pruning")
+PACKAGES = ("torch", "onnx", "optuna", "numpy", "plotly", "torch-pruning")
 
 Seconds = Annotated[float, typer.Option("--seconds", metavar="S", min=0, help="length of the noise probe; 0 skips it")]
 
@@ -36,6 +38,7 @@ def doctor(seconds: Seconds = 5.0) -> None:
     if facts["noise"]:
         print_text("")
         print_table(["noise", ""], [[name, _words(value)] for name, value in facts["noise"].items()])
+    note("\n".join(f"warning: {warning}" for warning in facts["warnings"]))
     next_step("hwsearch", "demo")
 
 
@@ -44,9 +47,11 @@ def gather(seconds: float) -> dict[str, Any]:
     return {
         "backends": [_backend(name) for name in backend_names()],
         "machine": _machine(),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "versions": {"hwsearch": __version__, "python": platform.python_version()}
+        | {name: _version(name) for name in PACKAGES},
         "data": os.environ.get("HWSEARCH_DATA"),
-        "noise": _noise(seconds) if seconds else None,
+        "noise": to_json(probe_noise(seconds)) if seconds else None,
+        "warnings": list(read_environment().warnings()),
     }
 
 
@@ -79,14 +84,15 @@ def _machine() -> dict[str, Any]:
     import psutil
 
     memory = psutil.virtual_memory()
+    settings = to_json(read_environment())
     return {
         "chip": chip_name(),
         "isa": list(chip_isa()),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cores": psutil.cpu_count(logical=False),
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_bytes": memory.total,
         "memory_free_bytes": memory.available,
+        **settings,
     }
 
 
@@ -104,4 +110,8 @@ def _backend_cells(backend: dict[str, Any]) -> list[str]:
 
 
 def _words(value: Any) -> str:
+    if value is None:
+        return "unknown"
+    if isinstance(value, float):
+        return f"{value:.2f}"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
