@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import nn
 
-import hwsearch.search.storage as storage
+
 from hwsearch.errors import ConfigError, SearchFailedError
+from hwsearch.search import storage
 from hwsearch.search.api import search
 from hwsearch.search.run import Run
 from hwsearch.types import Failure, Success, from_json

@@ -15,6 +15,7 @@ from hwsearch.errors import ConfigError, did_you_mean
 from hwsearch.types import Observation, TensorRange
 
 LEVELS = 256
+BINS = 2048
 COVERED = 0.9999
 CANDIDATES = 64
 
@@ -31,6 +32,11 @@ def ranges(observations: Mapping[str, Observation], method: str = "minmax") -> d
             f"unknown range method `{method}`", allowed=", ".join(methods), hint=did_you_mean(method, methods)
         )
     return {name: methods[method](seen) for name, seen in observations.items()}
+
+
+def bins_for(method: str) -> int:
+    """How fine a histogram `method` needs; counting into many bins is the slow part of observing."""
+    return 1 if method == "minmax" else BINS
 
 
 def _minmax(seen: Observation) -> TensorRange:

@@ -59,7 +59,11 @@ class StudyFront:
         return sum(point.on_front for point in self.run.points())
 
     def pick(
-        self, *, max_latency_ms: float | None = None, min_accuracy: float | None = None, max_size_mb: float | None = None
+        self,
+        *,
+        max_latency_ms: float | None = None,
+        min_accuracy: float | None = None,
+        max_size_mb: float | None = None,
     ) -> Chosen:
         """The best point within the limits: the most accurate, or the fastest if only accuracy is limited.
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from hwsearch.backends.base import Backend, LowerRequest, RunOptions, get_backend
 from hwsearch.backends.timing import TimingPolicy
 from hwsearch.backends.worker import Worker
-from hwsearch.compress.quantize import ranges
+from hwsearch.compress.quantize import bins_for, ranges
 from hwsearch.compress.stitch import stitch
 from hwsearch.config import StudyConfig
 from hwsearch.errors import EvaluationError, HwSearchError
@@ -252,11 +252,16 @@ class Evaluator:
     def _ranges(self, compressed: CompressedModel) -> dict[str, TensorRange]:
         if not any(PRECISIONS[name].integer for name in compressed.precision.values()):
             return {}
+        method = self.config.quantize.ranges
         tensors = self._backend.tensors_to_observe(onnx.load(compressed.path), compressed.precision)
         observations = self._builder.observe(
-            Path(compressed.path), tensors, self._array("calibrate", "inputs"), timeout_s=self._timeout
+            Path(compressed.path),
+            tensors,
+            self._array("calibrate", "inputs"),
+            bins=bins_for(method),
+            timeout_s=self._timeout,
         )
-        return ranges(observations, self.config.quantize.ranges)
+        return ranges(observations, method)
 
     def _score(self, outputs: NDArray[np.float32], split: Split) -> Accuracy:
         data = self.subject.splits.named(split)

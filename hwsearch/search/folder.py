@@ -73,5 +73,3 @@ def locked(folder: Path) -> Iterator[None]:
         except OSError:
             raise ConfigError(f"another process is searching in {folder}", hint="wait for it, or use --out") from None
         yield
-
-

@@ -77,11 +77,13 @@ def assemble(
             )
         )
     points.sort(key=lambda p: p.latency.best_ms)
-    costs = [costs_of(p.accuracy, p.latency) for p in points]
-    mask = front_mask(costs)
     marked = tuple(
-        dataclasses.replace(p, on_front=bool(on), tied_with=_ties(p, points))
-        for p, on in zip(points, mask, strict=True)
+        dataclasses.replace(
+            p,
+            on_front=not any(beats(other, p) for other in points),
+            tied_with=tuple(o.key for o in points if tied(o, p)),
+        )
+        for p in points
     )
     reference = reference_point(marked)
     return Front(
@@ -115,14 +117,29 @@ def costs_of(accuracy: Accuracy, latency: Latency) -> tuple[float, float]:
     return (-accuracy.value if accuracy.higher_is_better else accuracy.value, latency.best_ms)
 
 
-def _ties(point: FrontPoint, points: Sequence[FrontPoint]) -> tuple[str, ...]:
-    """Keys of points that differ from `point` by no more than the noise, in latency and in accuracy."""
-    return tuple(
-        other.key
-        for other in points
-        if other.key != point.key
-        and intervals_overlap(point.latency.ci95_ms, other.latency.ci95_ms)
-        and point.accuracy.ci95 is not None
-        and other.accuracy.ci95 is not None
-        and intervals_overlap(point.accuracy.ci95, other.accuracy.ci95)
-    )
+def beats(one: FrontPoint, other: FrontPoint) -> bool:
+    """Whether `one` is better by more than the noise in accuracy or latency, and in neither worse by more than it."""
+    differences = _compare(one, other)
+    return -1 in differences and 1 not in differences
+
+
+def tied(one: FrontPoint, other: FrontPoint) -> bool:
+    """Whether two different points differ by no more than the noise, in accuracy and in latency."""
+    return one.key != other.key and _compare(one, other) == (0, 0)
+
+
+def _compare(one: FrontPoint, other: FrontPoint) -> tuple[int, int]:
+    """Sign of the difference in accuracy and latency cost; 0 where intervals overlap."""
+    flip = -1 if one.accuracy.higher_is_better else 1
+    accuracy = flip * _order(_accuracy_interval(one), _accuracy_interval(other))
+    return accuracy, _order(one.latency.ci95_ms, other.latency.ci95_ms)
+
+
+def _order(a: tuple[float, float], b: tuple[float, float]) -> int:
+    if intervals_overlap(a, b):
+        return 0
+    return -1 if a[0] < b[0] else 1
+
+
+def _accuracy_interval(point: FrontPoint) -> tuple[float, float]:
+    return point.accuracy.ci95 or (point.accuracy.value, point.accuracy.value)

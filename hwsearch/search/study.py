@@ -24,6 +24,7 @@ from hwsearch.search.prepare import identity, load_subject, ready_target, space_
 from hwsearch.search.progress import Progress, Watcher, silent
 from hwsearch.search.run import Identity, Run, storage_url
 from hwsearch.search.samplers import make_sampler, suggest
+from hwsearch.space.seeds import seeds
 from hwsearch.space.space import baselines, decode, dimensions, encode
 from hwsearch.types import Accuracy, Candidate, Success, Trial, from_json, to_json
 
@@ -128,6 +129,7 @@ def _search_target(
             total=finished + extend if extend is not None else config.search.evaluations,
         )
         _run_baselines(search)
+        _enqueue_seeds(search)
         _run_loop(search)
         if not any(isinstance(trial.outcome, Success) for trial in search.trials):
             raise _all_failed(search.trials)
@@ -142,13 +144,25 @@ def _run_baselines(search: Search) -> None:
     for name, candidate in baselines(search.identity.space, search.identity.source).items():
         if not _known(search.trials, candidate) and not search.stop.is_set():
             _tell(search, "baselines", f"baseline {name}")
-            search.study.enqueue_trial(
-                encode(search.identity.space, candidate) or {},
-                user_attrs={storage.BASELINE: name, storage.CANDIDATE: json.dumps(to_json(candidate))},
-                skip_if_exists=True,
-            )
+            _enqueue(search, candidate, baseline=name)
             _step(search)
         _adopt_reference(search)
+
+
+def _enqueue_seeds(search: Search) -> None:
+    """Queue the starting candidates of a new study, for at most half of its budget."""
+    if len(search.trials) > len(baselines(search.identity.space, search.identity.source)):
+        return
+    for candidate in seeds(search.identity.space, search.identity.source)[: search.total // 2]:
+        _enqueue(search, candidate)
+
+
+def _enqueue(search: Search, candidate: Candidate, baseline: str | None = None) -> None:
+    attributes = {storage.CANDIDATE: json.dumps(to_json(candidate))}
+    if baseline is not None:
+        attributes[storage.BASELINE] = baseline
+    numbers = encode(search.identity.space, candidate) or {}
+    search.study.enqueue_trial(numbers, user_attrs=attributes, skip_if_exists=True)
 
 
 def _run_loop(search: Search) -> None:
