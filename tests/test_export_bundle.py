@@ -66,6 +66,12 @@ def python(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedP
     )
 
 
+def umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 # --------------------------------------------------------------------------- what is written
 
 
@@ -75,6 +81,7 @@ def test_a_bundle_holds_the_model_and_its_proof_and_nothing_else(tmp_path, backe
     assert bundle == tmp_path / "deep" / "out"
     assert {path.name for path in bundle.iterdir()} == COMMON | MODEL[backend]
     assert [path.name for path in bundle.parent.iterdir()] == ["out"]
+    assert {path.stat().st_mode & 0o777 for path in bundle.iterdir()} == {0o666 & ~umask()}
     facts = facts_of(bundle)
     assert facts["schema_version"] == 1
     assert facts["files"] == {p.name: sha256_file(p) for p in bundle.iterdir() if p.name != "hwsearch.json"}

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from hwsearch.export.manifest import Figures, Manifest
 from hwsearch.types import Accuracy, Latency, LayerTime
 
+LIVE_DATA = "python"  # what a study calls data handed over as arrays
+
 _CARD = """\
 # {study} · {key}
 
@@ -158,6 +160,8 @@ def _limits(manifest: Manifest) -> list[str]:
         found.append("Layers below 32 bits can round differently on processors with other instruction sets.")
     if not manifest.device.backend_version.startswith(pinned):
         found.append(f"The samples were computed with version {pinned} of the runtime, not the one measured.")
+    if manifest.preprocessing["source"] == LIVE_DATA:
+        found.append("It was searched from Python, with data that `study.yaml` does not name.")
     if not manifest.artifact.portable:
         found.append("The model file runs only on the device it was built for.")
     return found

@@ -39,8 +39,11 @@ class Format:
 
     def requirement(self) -> tuple[str, str]:
         """Distribution name and version of the runtime installed here."""
-        distribution = metadata.packages_distributions()[self.package][0]
-        return distribution, metadata.version(distribution)
+        try:
+            return self.package, metadata.version(self.package)
+        except metadata.PackageNotFoundError:  # a build under another name, such as onnxruntime-gpu
+            distribution = metadata.packages_distributions()[self.package][0]
+            return distribution, metadata.version(distribution)
 
 
 def shipped_program(name: str) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 
 from hwsearch.errors import BundleError
 from hwsearch.export.shipped.verify import digest
-from hwsearch.store import write_json
 from hwsearch.types import (
     SCHEMA_VERSION,
     Accuracy,
@@ -107,7 +106,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write hwsearch.json, sealed with its own digest."""
     facts = to_json(manifest)
     facts["sha256"] = digest(facts)
-    write_json(folder / FILE, facts)
+    (folder / FILE).write_text(json.dumps(facts, indent=1) + "\n")
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
@@ -143,10 +142,11 @@ def parse_manifest(facts: dict[str, Any]) -> Manifest:
     """
     try:
         manifest = from_json(Manifest, facts)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+        inside = {manifest.artifact.path, *manifest.artifact.files} <= manifest.files.keys()
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{FILE} is damaged", where=str(error), hint="export the model again") from error
-    if not {manifest.artifact.path, *manifest.artifact.files} <= manifest.files.keys():
-        raise BundleError(f"{FILE} names a model that is not in the bundle", where=manifest.artifact.path)
+    if not inside:
+        raise BundleError(f"{FILE} names a model that is not in the bundle", where=str(manifest.artifact.path))
     return manifest
 
 

@@ -181,7 +181,7 @@ def _described(device: Device) -> str:
 def _samples_check(model: _Model, here: Device) -> Check:
     """Outputs of the stored inputs; other processors and versions may round 8 and 16 bits differently."""
     recorded = model.manifest.device
-    alike = recorded.isa == here.isa and recorded.backend_version == here.backend_version
+    alike = _processor(recorded) == _processor(here) and recorded.backend_version == here.backend_version
     samples = np.load(model.folder / "samples.npz")
     try:
         outputs = model.predict(samples["inputs"], len(samples["inputs"]))

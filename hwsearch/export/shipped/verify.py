@@ -26,7 +26,7 @@ def damage(folder: Path, facts: dict[str, Any]) -> dict[str, str]:
     """File -> what is wrong with it; empty when every file is there, unchanged, and nothing else is."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "__pycache__"]
     found = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    found["hwsearch.json"], stored = digest(facts), {**facts["files"], "hwsearch.json": facts["sha256"]}
+    found["hwsearch.json"], stored = digest(facts), {**facts["files"], "hwsearch.json": facts.get("sha256")}
     differ = [name for name in sorted(found.keys() | stored.keys()) if found.get(name) != stored.get(name)]
     both = found.keys() & stored.keys()
     return {n: "changed" if n in both else "missing" if n in stored else "not part of the bundle" for n in differ}
