@@ -7,7 +7,9 @@ from hypothesis.extra import numpy as hnp
 from hwsearch.search.pareto import dominates, front_mask, hypervolume, intervals_overlap, knee
 
 points = hnp.arrays(
-    float, st.tuples(st.integers(1, 12), st.just(2)), elements=st.floats(0, 10, allow_nan=False).map(lambda x: round(x, 1))
+    float,
+    st.tuples(st.integers(1, 12), st.just(2)),
+    elements=st.floats(0, 10, allow_nan=False).map(lambda x: round(x, 1)),
 )
 
 

@@ -7,13 +7,13 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import optuna
 import pytest
 import torch
 from torch import nn
-
 
 from hwsearch.errors import ConfigError, SearchFailedError
 from hwsearch.search import storage
@@ -179,7 +179,7 @@ run_search(Path({out!r}), {target!r}, evaluations=14)
 
 @pytest.mark.slow
 def test_kill_at_any_moment_loses_no_finished_evaluation_and_repeats_none(tmp_path, target):
-    script = KILLED.format(tests=os.path.dirname(__file__), out=str(tmp_path), target=target)
+    script = KILLED.format(tests=Path(__file__).parent.as_posix(), out=str(tmp_path), target=target)
     run_search(tmp_path, target, evaluations=2)
     folder = tmp_path / "runs" / "tiny" / "fake"
     finished = Run.open(folder).trials

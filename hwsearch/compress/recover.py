@@ -7,6 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from hwsearch.model.canonical import BATCH_NORMS
+
 
 def reestimate_batch_norm(module: nn.Module, inputs: NDArray[np.float32], *, batch: int = 128) -> None:
     """Replace the running statistics of every batch norm by those of `inputs`, in place, without gradients.
@@ -19,7 +21,7 @@ def reestimate_batch_norm(module: nn.Module, inputs: NDArray[np.float32], *, bat
         inputs: Calibration images [N, ...].
         batch: Images per forward pass; statistics are averaged over passes with equal weight.
     """
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    norms = [m for m in module.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]
@@ -28,7 +30,8 @@ def reestimate_batch_norm(module: nn.Module, inputs: NDArray[np.float32], *, bat
         norm.momentum = None  # cumulative average
         norm.train()
     with torch.inference_mode():
-        for chunk in torch.from_numpy(np.asarray(inputs)).split(batch):
+        for start in range(0, len(inputs), batch):
+            chunk = torch.from_numpy(np.asarray(inputs[start : start + batch]))
             if len(chunk) > 1:
                 module(chunk)
     for norm, momentum in zip(norms, momenta, strict=True):

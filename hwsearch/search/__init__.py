@@ -1,0 +1,1 @@
+"""The loop: ask for a candidate, evaluate it, record it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import fcntl
 import uuid
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ def claim(folder: Path, wanted: Identity, config: StudyConfig) -> tuple[str, str
         stream.write(resolved_yaml(config))
     if not (folder / "run.json").exists():
         owner, study_name = uuid.uuid4().hex[:12], f"{config.name}/{wanted.target.name}"
-        created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        created = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
         write_facts(folder, wanted, owner=owner, study_name=study_name, versions=versions(), created=created)
         return owner, study_name
     facts = read_facts(folder)

@@ -21,7 +21,7 @@ def choose(trials: Sequence[Trial]) -> list[Trial]:
         for t in trials
         if t.feasible and isinstance(t.outcome, Success)
     ]
-    mask = front_mask([costs for _, costs in good]) if good else []
+    mask = front_mask([costs for _, costs in good]).tolist() if good else []
     front = sorted(
         ((costs[1], t) for (t, costs), on in zip(good, mask, strict=True) if on and t.baseline is None),
         key=itemgetter(0),
@@ -114,6 +114,7 @@ def relative_hypervolume(points: Sequence[FrontPoint], reference: tuple[float, f
 
 
 def costs_of(accuracy: Accuracy, latency: Latency) -> tuple[float, float]:
+    """Accuracy and latency as numbers to be minimised."""
     return (-accuracy.value if accuracy.higher_is_better else accuracy.value, latency.best_ms)
 
 

@@ -27,7 +27,7 @@ def front_mask(costs: ArrayLike) -> NDArray[np.bool_]:
     """For each row of `costs` [n, objectives], whether no other row dominates it. Equal rows are all kept."""
     points = np.atleast_2d(np.asarray(costs, dtype=float))
     finite = np.isfinite(points).all(axis=1)
-    mask = finite.copy()
+    mask: NDArray[np.bool_] = finite.copy()
     for i in np.flatnonzero(finite):
         others = points[finite]
         beaten = np.all(others <= points[i], axis=1) & np.any(others < points[i], axis=1)
@@ -36,7 +36,7 @@ def front_mask(costs: ArrayLike) -> NDArray[np.bool_]:
 
 
 def hypervolume(costs: ArrayLike, reference: Sequence[float]) -> float:
-    """Area between two-objective `costs` [n, 2] and the reference point that they dominate; 0 if they do not reach it."""
+    """Area between two-objective `costs` [n, 2] and the reference point that they dominate; 0 if none reaches it."""
     points = np.atleast_2d(np.asarray(costs, dtype=float))
     if points.size == 0:
         return 0.0

@@ -49,7 +49,9 @@ def load_subject(
 
     Args:
         config: The study.
-        module, splits, metric: Live objects that replace what the study names.
+        module: Replaces the network the study names.
+        splits: Replace the data the study names.
+        metric: Replaces the metric the study names.
 
     Raises:
         ModelError, DataError, ConfigError: whatever is wrong with them.

@@ -1,8 +1,8 @@
 """The study's memory: an Optuna storage in which every evaluation is complete before the next begins.
 
-Each Optuna trial carries the attribute ``record``, our `Trial` as JSON, written before Optuna is told the values. A kill
-between the two steps is mended on the next start (`reclaim`): a trial with a record is told, one without is given up
-and its numbers are queued again.
+Each Optuna trial carries the attribute ``record``, our `Trial` as JSON, written before Optuna is told the values. A
+kill between the two steps is mended on the next start (`reclaim`): a trial with a record is told, one without is given
+up and its numbers are queued again.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.trial import TrialState
@@ -35,7 +35,7 @@ def open_study(
         ConfigError: the database cannot be reached or holds something else.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    directions = [
+    directions: list[Literal["maximize", "minimize"]] = [
         "maximize" if objective == "accuracy" and higher_is_better else "minimize" for objective in objectives
     ]
     try:
@@ -43,7 +43,7 @@ def open_study(
             storage=url, study_name=name, directions=directions, sampler=sampler, load_if_exists=True
         )
     except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, RuntimeError) as error:
-        cause = str(error.__cause__ or error).splitlines()[0]
+        cause = str(error.__cause__ or error).split("\n", 1)[0]
         raise ConfigError(
             f"cannot open the study storage: {cause}",
             where=f"search.storage = {_without_password(url)}",
@@ -128,7 +128,7 @@ def _without_password(url: str) -> str:
     try:
         return make_url(url).render_as_string(hide_password=True)
     except (SQLAlchemyError, ValueError):
-        return url.split("@")[-1]
+        return url.rpartition("@")[2]
 
 
 def load_trials(url: str, name: str) -> tuple[Trial, ...]:
@@ -146,5 +146,6 @@ def load_trials(url: str, name: str) -> tuple[Trial, ...]:
         return ()
     except (SQLAlchemyError, RuntimeError, ImportError) as error:
         raise ConfigError(
-            f"cannot read the study storage: {str(error).splitlines()[0]}", where=f"storage = {_without_password(url)}"
+            f"cannot read the study storage: {str(error).partition(chr(10))[0]}",
+            where=f"storage = {_without_password(url)}",
         ) from error

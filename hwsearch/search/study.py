@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import json
 import threading
 import time
@@ -71,7 +71,9 @@ def run_study(
         only: Search this target alone.
         progress: Told what happens.
         stop: When set, the running evaluation is finished, state is kept and the search ends early.
-        module, splits, metric: Live objects that replace what the study names.
+        module: Replaces the network the study names.
+        splits: Replace the data the study names.
+        metric: Replaces the metric the study names.
 
     Raises:
         ConfigError: bad input, or the folder holds a search of something else.
@@ -141,7 +143,7 @@ def _search_target(
 
 def _run_baselines(search: Search) -> None:
     """Evaluate the uniform settings; the fp32 model is the reference of every later measurement."""
-    for name, candidate in baselines(search.identity.space, search.identity.source).items():
+    for name, candidate in baselines(search.identity.space).items():
         if not _known(search.trials, candidate) and not search.stop.is_set():
             _tell(search, "baselines", f"baseline {name}")
             _enqueue(search, candidate, baseline=name)
@@ -151,7 +153,7 @@ def _run_baselines(search: Search) -> None:
 
 def _enqueue_seeds(search: Search) -> None:
     """Queue the starting candidates of a new study, for at most half of its budget."""
-    if len(search.trials) > len(baselines(search.identity.space, search.identity.source)):
+    if len(search.trials) > len(baselines(search.identity.space)):
         return
     for candidate in seeds(search.identity.space, search.identity.source)[: search.total // 2]:
         _enqueue(search, candidate)
@@ -194,7 +196,7 @@ def _step(search: Search) -> bool:
         outcome=outcome,
         constraints=constraints(outcome, search.config, _yardstick(search.trials)),
         seconds=seconds,
-        finished_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        finished_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
     )
     storage.record(search.study, running, trial)
     return True
@@ -257,7 +259,8 @@ def _best_in_words(trials: tuple[Trial, ...]) -> str:
     ]
     best = min(close or [o for _, o in found], key=lambda o: o.latency.best_ms)
     gain = widest.latency.best_ms / best.latency.best_ms
-    return f"{best.latency.best_ms:.3g} ms at {best.accuracy.metric} {best.accuracy.value:.4g}, {gain:.1f}x faster than fp32"
+    found_accuracy = f"{best.accuracy.metric} {best.accuracy.value:.4g}"
+    return f"{best.latency.best_ms:.3g} ms at {found_accuracy}, {gain:.1f}x faster than fp32"
 
 
 def _targets(config: StudyConfig, only: str | None) -> list[str]:

@@ -112,7 +112,7 @@ def uniform(source: SourceModel, precision: str) -> Candidate:
     return Candidate(keep={}, dropped=(), precision={layer.name: precision for layer in source.layers})
 
 
-def baselines(space: SearchSpace, source: SourceModel) -> dict[str, Candidate]:
+def baselines(space: SearchSpace) -> dict[str, Candidate]:
     """The uniform settings every study starts with, widest first: each precision the space offers anywhere.
 
     Layers that do not offer the precision (``keep_float``) stay in the widest float format.
