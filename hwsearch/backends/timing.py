@@ -11,6 +11,7 @@ import dataclasses
 import gc
 import math
 import random
+import statistics
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ class Samples:
     @property
     def medians_ms(self) -> NDArray[np.float64]:
         """Median call of each round, [rounds]."""
-        return np.array([np.median(times) for times in self.rounds_ns]) / 1e6
+        return np.array([statistics.median(times) for times in self.rounds_ns]) / 1e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +111,7 @@ class _Chunk:
 
     @property
     def median_ns(self) -> float:
-        return float(np.median(self.times_ns))
+        return statistics.median(self.times_ns)
 
 
 _Round = dict[str, _Chunk]
@@ -245,7 +246,6 @@ def _slow_rounds(chunks: list[_Chunk]) -> list[bool]:
 @contextmanager
 def _garbage_collection_off() -> Iterator[None]:
     was_on = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield

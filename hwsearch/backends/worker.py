@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
@@ -56,6 +57,7 @@ class Worker:
         self._policy = policy
         self._log = _open_log(log)
         self._child: LineProcess | None = None
+        self._starter = threading.current_thread()
 
     def __enter__(self) -> Self:
         return self
@@ -174,13 +176,14 @@ class Worker:
     def _running_child(self) -> LineProcess:
         """The child; a new one if there is none, or if it ended between two calls.
 
-        Linux also ends it with the thread that started it.
+        The parent-death signal also comes when only the thread that started the child ends, a moment later.
         """
-        if self._child is not None and self._child.has_exited():
+        if self._child is not None and (self._child.has_exited() or not self._starter.is_alive()):
             self._stop()
         if self._child is None:
             command = [sys.executable, "-m", "hwsearch.backends.worker_main", str(os.getpid())]
             self._child = LineProcess(command, _environment(), self._log)
+            self._starter = threading.current_thread()
             self._ask(self._child, {"method": "start", **self._start}, "worker", START_TIMEOUT_S)
         return self._child
 
