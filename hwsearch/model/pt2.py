@@ -43,9 +43,20 @@ def _with_modules(traced: fx.GraphModule) -> nn.Module:
             traced.graph.erase_node(node)
         elif node.op == "call_function" and node.target in _BUILDERS:
             _restore(traced, node)
+    _plain_signature(traced.graph)
     traced.graph.eliminate_dead_code()
     # A fresh module: what `torch.export` returns refuses eval() and train().
     return fx.GraphModule(traced, traced.graph, class_name="Exported")
+
+
+def _plain_signature(graph: fx.Graph) -> None:
+    """One tensor in, one tensor out, without the exporter's nested arguments."""
+    inputs, output = graph.find_nodes(op="placeholder"), graph.output_node()
+    outputs = output.args[0]
+    if len(inputs) != 1 or not isinstance(outputs, tuple) or len(outputs) != 1:
+        raise ModelError("the .pt2 model must take one tensor and return one tensor")
+    output.args = (outputs[0],)
+    graph.set_codegen(fx.graph.CodeGen())
 
 
 def _restore(traced: fx.GraphModule, node: fx.Node) -> None:
