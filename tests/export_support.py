@@ -71,7 +71,7 @@ def examples() -> np.ndarray:
 
 def make_run(folder: Path, backend_name: str = "onnxruntime", *, report: bool = True) -> Run:
     """A run of four trials: fp32 and int8 baselines, one mixed candidate, one failure. Skips without the runtime."""
-    backend = pytest.importorskip(f"hwsearch.backends.{backend_name}") and get_backend(backend_name)
+    backend = get_backend(backend_name)
     if not backend.availability().ok:
         pytest.skip(f"{backend_name} is not installed")
     folder.mkdir(parents=True, exist_ok=True)

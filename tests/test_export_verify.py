@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import os
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from packaging.requirements import Requirement
 
 from hwsearch.backends.base import RunOptions, get_backend
+from hwsearch.backends.device import has_bf16
 from hwsearch.errors import BackendUnavailableError, BundleError, DataError
 from hwsearch.export.bundle import export_bundle
 from hwsearch.export.manifest import parse_manifest, read_facts
@@ -92,6 +94,21 @@ def test_a_fresh_bundle_passes(tmp_path, backend, key_of):
     ]
     assert stand_alone(bundle, sys.executable).returncode == 0
     assert verify_bundle(bundle, timing=False).ok  # running the programs leaves nothing that counts as damage
+
+
+@pytest.mark.skipif(not has_bf16(), reason="this processor has no bf16")
+def test_a_bf16_model_is_run_in_bf16_everywhere(tmp_path):
+    run = make_run(tmp_path / "run", "openvino")
+    wide = run.trials[0]
+    candidate = dataclasses.replace(wide.candidate, precision={"conv": "bf16", "fc": "bf16"})
+    run = dataclasses.replace(run, trials=(dataclasses.replace(wide, candidate=candidate),), front=None)
+    bundle = export_bundle(run, candidate.key, tmp_path / "out")
+    assert parse_manifest(read_facts(bundle)).float_precision == "bf16"
+    assert "outputs differ by 0.0e+00" in checks_of(bundle)["samples"].detail
+    assert "outputs differ by 0.0e+00" in stand_alone(bundle, sys.executable).stdout
+    (bundle / "infer.py").write_text((bundle / "infer.py").read_text().replace('"bf16": "bf16"', '"bf16": "f32"'))
+    edit(bundle, lambda facts: None)
+    assert "outputs differ by 0.0e+00" not in stand_alone(bundle, sys.executable).stdout  # the check above can fail
 
 
 def test_the_manifest_reads_back_as_it_was_written(bundle):

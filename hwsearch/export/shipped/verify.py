@@ -57,7 +57,8 @@ def main() -> int:
     print(f"ok      {len(facts['files'])} files unchanged")
     sys.dont_write_bytecode = True
     samples = np.load(folder / "samples.npz")
-    outputs = importlib.import_module("infer").load()(samples["inputs"])
+    inputs = samples["inputs"]
+    outputs = importlib.import_module("infer").load(len(inputs))(inputs)
     ok, detail = judge(outputs, samples["outputs"], exact=set(facts["candidate"]["precision"].values()) == {"fp32"})
     print(f"{'ok    ' if ok else 'FAILED'}  {detail}; recorded on {facts['device']['chip']}")
     return 0 if ok else 1
