@@ -32,7 +32,7 @@ def demo(out: Out = DEFAULT, settings: Settings = None) -> None:
     from hwsearch.export.bundle import export_bundle
     from hwsearch.report.html import write_report
 
-    report = write_report(run)
+    report = write_report(run, run.path / "report.html")
     best = run.pick()
     bundle = export_bundle(run, best.key, out / "model", force=True)
     if flags().json:

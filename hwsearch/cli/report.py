@@ -20,7 +20,7 @@ def report(run: RunPath, target: TargetName = None, out: Out = None) -> None:
     from hwsearch.search.run import find_run
 
     found = find_run(run, target)
-    path = write_report(found, out)
+    path = write_report(found, out or found.path / "report.html")
     if flags().json:
         print_json({"report": str(path)})
     else:

@@ -1,0 +1,1 @@
+"""The files `hwsearch init` copies: a study and the network it names."""
