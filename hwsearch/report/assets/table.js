@@ -1,0 +1,91 @@
+// The table of evaluations: follows the sliders, sorts, searches, downloads what it shows.
+
+const COLUMNS = [
+  { name: "number", title: "#", number: true },
+  { name: "key", title: "Model", show: (row) => [row.baseline ? el("span", { title: row.key }, nameOf(row)) : el("code", {}, row.key)] },
+  { name: "status", title: "Status", show: (row) => [statusMark(row)] },
+  { name: "latency_ms", title: "Latency (ms)", number: true,
+    show: (row) => [row.latency_ms.toFixed(3), interval(row.latency_low, row.latency_high, 3)] },
+  { name: "accuracy", title: units.axis, number: true,
+    show: (row) => [row.accuracy.toFixed(units.decimals), interval(row.accuracy_low, row.accuracy_high, units.decimals)] },
+  { name: "speedup", title: "× fp32", number: true, show: (row) => [row.speedup === null ? "–" : row.speedup.toFixed(2)] },
+  { name: "size_mb", title: "Size (MB)", number: true, show: (row) => [row.size_mb.toFixed(3)] },
+  { name: "macs_ratio", title: "MACs", number: true, show: (row) => [percent(row.macs_ratio)] },
+  { name: "kept_ratio", title: "Channels", number: true, show: (row) => [percent(row.kept_ratio)] },
+  { name: "precisions", title: "Formats", show: (row) => [clipped(row.precisions)] },
+  { name: "dropped", title: "Dropped", show: (row) => [clipped(row.dropped || "–")] },
+  { name: "p99_ms", title: "p99 (ms)", number: true, show: (row) => [row.p99_ms.toFixed(3)] },
+  { name: "split", title: "Split" },
+];
+const CSV_COLUMNS = ["number", "key", "baseline", "status", "split", "latency_ms", "latency_low", "latency_high", "p99_ms",
+  "accuracy", "accuracy_low", "accuracy_high", "size_mb", "macs_ratio", "kept_ratio", "precisions", "dropped"];
+
+const clipped = (text) => el("span", { class: "clipped", title: text }, text);
+
+function statusMark(row) {
+  const colour = row.baseline ? report.colours[row.baseline] : report.colours[row.status];
+  const open = row.status === "finalist" || row.status === "infeasible" || (row.status === "front" && !row.final);
+  const look = `border-color:${colour};` + (open ? "" : `background:${colour}`);
+  const words = [row.baseline ? "baseline" : null, row.baseline && row.status !== "front" ? null : row.status];
+  const over = Object.entries(row.violations).map(([name, by]) => `${name} over by ${by.toPrecision(3)}`).join(", ");
+  return el("span", { class: "status", title: over || null }, el("span", { class: "dot", style: look }),
+    words.filter(Boolean).join(", ") + (row.baseline && row.status === "infeasible" ? ", outside the limits" : ""));
+}
+
+function listed() {
+  const query = state.query.trim().toLowerCase();
+  const { column, down } = state.sort;
+  return rows
+    .filter((row) => passes(row) && (!state.frontOnly || row.on_front || row.baseline))
+    .filter((row) => !query || [row.key, row.baseline, row.status, row.precisions, row.dropped].join(" ").toLowerCase().includes(query))
+    .sort((a, b) => (down ? -1 : 1) * order(a[column], b[column]) || a.number - b.number);
+}
+
+function order(a, b) {
+  if (a === null || b === null) return (a === null) - (b === null);
+  return typeof a === "number" ? a - b : String(a).localeCompare(String(b));
+}
+
+function showTable() {
+  const focused = document.activeElement?.dataset?.focus;
+  const head = el("thead", {}, el("tr", {}, el("th", {}), ...COLUMNS.map(headCell), el("th", { class: "last" }, "Export")));
+  const body = el("tbody", {}, ...listed().map(bodyRow));
+  document.getElementById("table").replaceChildren(head, body);
+  if (focused) document.querySelector(`[data-focus="${focused}"]`)?.focus();
+}
+
+function headCell({ name, title, number }) {
+  const { column, down } = state.sort;
+  const sorted = column === name ? (down ? "descending" : "ascending") : null;
+  const arrow = sorted ? (down ? " ↓" : " ↑") : "";
+  const flip = () => update({ sort: { column: name, down: column === name && !down } });
+  return el("th", { class: number ? "number" : null, scope: "col", "aria-sort": sorted },
+    el("button", { type: "button", "data-focus": `sort-${name}`, onclick: flip }, title + arrow));
+}
+
+function bodyRow(row) {
+  const letter = letterOf(row.number);
+  const box = el("input", { type: "checkbox", checked: Boolean(letter), "data-focus": `row-${row.number}`,
+    "aria-label": `Compare ${nameOf(row)}`, onchange: () => toggle(row.number) });
+  const cells = COLUMNS.map(({ name, show, number }) =>
+    el("td", { class: number ? "number" : null }, ...(show ? show(row) : [String(row[name])])));
+  return el("tr", { class: letter ? "picked" : null }, el("td", {}, box, letter ? ` ${letter}` : ""), ...cells,
+    el("td", { class: "last" }, exportCommand(row)));
+}
+
+function asCsv(found) {
+  const cell = (value) => (/[",\n]/.test(String(value ?? "")) ? `"${String(value).replaceAll('"', '""')}"` : String(value ?? ""));
+  return [[...CSV_COLUMNS, "export"].join(","),
+    ...found.map((row) => [...CSV_COLUMNS.map((name) => row[name]), command(row)].map(cell).join(","))].join("\n") + "\n";
+}
+
+function startTable() {
+  document.getElementById("front-only").addEventListener("change", (event) => update({ frontOnly: event.target.checked }));
+  document.getElementById("find").addEventListener("input", (event) => update({ query: event.target.value }));
+  document.getElementById("csv").addEventListener("click", () => {
+    const url = URL.createObjectURL(new Blob([asCsv(listed())], { type: "text/csv" }));
+    el("a", { href: url, download: `${report.name}.csv` }).click();
+    URL.revokeObjectURL(url);
+  });
+  watchers.push(showTable);
+}

@@ -1,0 +1,8 @@
+"""Every figure of a report: pure functions from facts (`frames`, `layer_frames`) to plotly figures."""
+
+from hwsearch.report.layer_maps import layer_channels, layer_formats
+from hwsearch.report.layer_time import layer_latency
+from hwsearch.report.search_figures import hypervolume, parallel, stage_time
+from hwsearch.report.tradeoff import pareto
+
+__all__ = ["hypervolume", "layer_channels", "layer_formats", "layer_latency", "parallel", "pareto", "stage_time"]

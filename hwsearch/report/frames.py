@@ -1,0 +1,199 @@
+"""The facts of a run as pandas frames; figures and tables are drawn from these and from nothing else.
+
+Values are stored as the records store them: milliseconds, bytes, the metric in its own unit.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hwsearch.config import LimitsConfig
+from hwsearch.report.view import RunView
+from hwsearch.search.front import costs_of
+from hwsearch.search.pareto import hypervolume as dominated_area
+from hwsearch.types import Accuracy, Candidate, Failure, FrontPoint, Latency, SourceModel, Success, Trial
+
+EVALUATION_COLUMNS = [
+    "number",
+    "key",
+    "baseline",
+    "status",
+    "on_front",
+    "final",
+    "feasible",
+    "violations",
+    "split",
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "latency_ms",
+    "latency_low",
+    "latency_high",
+    "median_ms",
+    "p90_ms",
+    "p99_ms",
+    "search_accuracy",
+    "search_latency_ms",
+    "size_bytes",
+    "params",
+    "macs",
+    "macs_ratio",
+    "precisions",
+    "integer_ratio",
+    "kept_ratio",
+    "dropped",
+    "tied_with",
+    "seconds",
+]
+FAILURE_COLUMNS = ("number", "key", "stage", "kind", "message", "hint", "log")
+
+
+def evaluations(run: RunView) -> pd.DataFrame:
+    """One row per successful evaluation, in order, at its best-founded numbers.
+
+    Finalists stand with what was measured again at the end (`final`, `split` = report); everything else with what the
+    search saw. `status` is ``front``, ``finalist``, ``searched`` or ``infeasible``; `tied_with` lists keys.
+    """
+    points = {p.trial: p for p in run.front.points} if run.front else {}
+    final = run.front is not None and run.front.final
+    fp32 = next((p.accuracy for p in points.values() if p.baseline == "fp32"), None)
+    rows = [
+        _evaluation(run, trial, trial.outcome, points.get(trial.number), final, fp32)
+        for trial in run.trials
+        if isinstance(trial.outcome, Success)
+    ]
+    return _with_none(pd.DataFrame(rows, columns=list(EVALUATION_COLUMNS)), "baseline")
+
+
+def failures(run: RunView) -> pd.DataFrame:
+    """One row per failed evaluation: where, what kind, message, hint, the worker's last lines."""
+    rows = [
+        (t.number, t.candidate.key, t.outcome.stage, t.outcome.error, t.outcome.message, t.outcome.hint, t.outcome.log)
+        for t in run.trials
+        if isinstance(t.outcome, Failure)
+    ]
+    return _with_none(pd.DataFrame(rows, columns=list(FAILURE_COLUMNS)), "hint")
+
+
+def stages(run: RunView) -> pd.DataFrame:
+    """Seconds per evaluation and stage, long form, stages in the order in which they first ran."""
+    rows = [(t.number, t.candidate.key, stage, s) for t in run.trials for stage, s in t.seconds.items()]
+    return pd.DataFrame(rows, columns=["number", "key", "stage", "seconds"])
+
+
+def hypervolume(run: RunView) -> pd.DataFrame:
+    """Share of the chart dominated after each evaluation, 0 to 1, by what the search saw of feasible candidates.
+
+    The box lies between the front's reference point and (zero latency, best value of the metric seen), as in
+    `Front.hypervolume`. Empty without a front.
+    """
+    columns = ["number", "key", "baseline", "hypervolume", "improved"]
+    successes = [(t, t.outcome) for t in run.trials if isinstance(t.outcome, Success)]
+    if run.front is None or not successes:
+        return pd.DataFrame(columns=columns)
+    higher = successes[0][1].accuracy.higher_is_better
+    corner = (-run.front.reference[0] if higher else run.front.reference[0], run.front.reference[1])
+    best = min((costs_of(o.accuracy, o.latency)[0] for t, o in successes if t.feasible), default=corner[0])
+    box = (corner[0] - best) * corner[1]
+    rows: list[tuple[Any, ...]] = []
+    costs: list[tuple[float, float]] = []
+    before = 0.0
+    for trial, outcome in successes:
+        if trial.feasible:
+            costs.append(costs_of(outcome.accuracy, outcome.latency))
+        share = dominated_area(costs, corner) / box if costs and box > 0 else 0.0
+        rows.append((trial.number, trial.candidate.key, trial.baseline, share, share > before))
+        before = share
+    return _with_none(pd.DataFrame(rows, columns=columns), "baseline")
+
+
+def _with_none(frame: pd.DataFrame, column: str) -> pd.DataFrame:
+    """`frame` with missing strings of `column` as None, which is false, and not as NaN, which is true."""
+    return frame.assign(**{column: frame[column].astype(object).where(frame[column].notna(), None)})
+
+
+# --------------------------------------------------------------------------- one evaluation
+
+
+def _evaluation(
+    run: RunView, trial: Trial, found: Success, point: FrontPoint | None, final: bool, fp32: Accuracy | None
+) -> dict[str, Any]:
+    remeasured = point is not None and final
+    accuracy = point.accuracy if point else found.accuracy
+    latency = point.latency if point else found.latency
+    violations = _violations(run.config.limits, point, fp32) if point and remeasured else trial.constraints
+    broken = {name: amount for name, amount in violations.items() if amount > 0}
+    finite = bool(np.isfinite([accuracy.value, latency.best_ms]).all())
+    row = {
+        "number": trial.number,
+        "key": trial.candidate.key,
+        "baseline": trial.baseline,
+        "status": _status(point, final, feasible=finite and not broken),
+        "on_front": point is not None and point.on_front,
+        "final": remeasured,
+        "feasible": finite and not broken,
+        "violations": broken,
+        "search_accuracy": found.accuracy.value,
+        "search_latency_ms": found.latency.best_ms,
+        "size_bytes": found.artifact.size_bytes,
+        "params": found.params,
+        "macs": found.macs,
+        "macs_ratio": found.macs / max(1, sum(layer.macs for layer in run.source.layers)),
+        "tied_with": point.tied_with if point else (),
+        "seconds": sum(trial.seconds.values()),
+    }
+    return row | _measured(accuracy, latency) | _choices(trial.candidate, run.source)
+
+
+def _status(point: FrontPoint | None, final: bool, *, feasible: bool) -> str:
+    if not feasible:
+        return "infeasible"
+    if point is not None and point.on_front:
+        return "front"
+    return "finalist" if point is not None and final else "searched"
+
+
+def _measured(accuracy: Accuracy, latency: Latency) -> dict[str, Any]:
+    low, high = accuracy.ci95 or (None, None)
+    return {
+        "split": accuracy.split,
+        "accuracy": accuracy.value,
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "latency_ms": latency.best_ms,
+        "latency_low": latency.ci95_ms[0],
+        "latency_high": latency.ci95_ms[1],
+        "median_ms": latency.median_ms,
+        "p90_ms": latency.p90_ms,
+        "p99_ms": latency.p99_ms,
+    }
+
+
+def _choices(candidate: Candidate, source: SourceModel) -> dict[str, Any]:
+    """The candidate in a few words and ratios: layers per format, and the mean share of channels kept per group."""
+    counts = Counter(candidate.precision.values())
+    kept = [candidate.keep.get(group.name, group.channels) / group.channels for group in source.groups]
+    integer = sum(n for name, n in counts.items() if name.startswith("int"))
+    return {
+        "precisions": ", ".join(f"{n} × {name}" for name, n in counts.most_common()),
+        "integer_ratio": integer / max(1, len(candidate.precision)),
+        "kept_ratio": float(np.mean(kept)) if kept else 1.0,
+        "dropped": ", ".join(candidate.dropped),
+    }
+
+
+def _violations(limits: LimitsConfig, point: FrontPoint, fp32: Accuracy | None) -> dict[str, float]:
+    """By how much a re-measured point misses the study's limits, judged on the new numbers."""
+    found: dict[str, float] = {}
+    if limits.latency_ms is not None:
+        found["latency_ms"] = point.latency.best_ms - limits.latency_ms
+    if limits.size_mb is not None:
+        found["size_mb"] = point.size_bytes / 1e6 - limits.size_mb
+    if limits.accuracy_drop_points is not None and fp32 is not None:
+        loss = fp32.value - point.accuracy.value
+        found["accuracy_drop_points"] = 100 * (loss if fp32.higher_is_better else -loss) - limits.accuracy_drop_points
+    return found
