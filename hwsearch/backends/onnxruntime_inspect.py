@@ -16,8 +16,8 @@ import onnx
 
 from hwsearch.backends.base import RunOptions
 from hwsearch.backends.onnxruntime_session import load, session_options
-from hwsearch.backends.qdq import Graph
 from hwsearch.backends.readback import complete, layer_time
+from hwsearch.backends.rewrite import Graph
 from hwsearch.types import LayerTime
 
 _RUNS = 12

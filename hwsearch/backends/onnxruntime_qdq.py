@@ -13,7 +13,15 @@ from collections.abc import Container, Iterable, Mapping
 import onnx
 from onnx import helper
 
-from hwsearch.backends.qdq import Graph, asymmetric, check_precisions, invalid, range_of
+from hwsearch.backends.qdq import (
+    asymmetric,
+    check_precisions,
+    int8_layers,
+    quantize_activation,
+    quantize_layer,
+    range_of,
+)
+from hwsearch.backends.rewrite import Graph, invalid
 from hwsearch.types import TensorRange
 
 PRECISIONS = ("fp32", "int8")
@@ -49,7 +57,7 @@ def quantized_tensors(graph: Graph, layers: Iterable[str]) -> dict[str, str]:
 
 def tensors_to_observe(model: onnx.ModelProto, precision: Mapping[str, str]) -> list[str]:
     """Tensors whose ranges `lower` needs, sorted."""
-    return sorted(set(quantized_tensors(Graph(model), _int8(precision)).values()))
+    return sorted(set(quantized_tensors(Graph(model), int8_layers(precision)).values()))
 
 
 def lower(
@@ -68,14 +76,14 @@ def lower(
     """
     check_precisions(precision, PRECISIONS, "onnxruntime")
     graph = Graph(model)
-    layers = _int8(precision)
+    layers = int8_layers(precision)
     tensors = quantized_tensors(graph, layers)
     quantizers = {name: asymmetric(range_of(ranges, owner)) for name, owner in tensors.items()}
     _keep_float(graph, quantizers, layers)
     for node in graph.layers(layers):
-        graph.quantize_layer(node, levels, quantizers[node.input[0]].scale)
+        quantize_layer(graph, node, levels, quantizers[node.input[0]].scale)
     for name, quantizer in quantizers.items():
-        graph.quantize_activation(name, quantizer)
+        quantize_activation(graph, name, quantizer)
     return graph.finish()
 
 
@@ -95,7 +103,3 @@ def _keep_float(graph: Graph, quantized: Container[str], int8: Container[str]) -
             node.attribute.append(helper.make_attribute("activation_alpha", 1.0))
         node.op_type, node.domain = f"Fused{node.op_type}", _CONTRIB
         graph.use_domain(_CONTRIB, 1)
-
-
-def _int8(precision: Mapping[str, str]) -> list[str]:
-    return [layer for layer, name in precision.items() if name == "int8"]

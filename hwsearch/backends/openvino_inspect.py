@@ -1,0 +1,73 @@
+"""What OpenVINO really executes: the plugin's own graph, traced back to the layers, with profiled times."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from hwsearch.backends.base import RunOptions
+from hwsearch.backends.openvino_session import compile_model
+from hwsearch.backends.readback import complete, layer_time
+from hwsearch.types import LayerTime
+
+_WARM_UPS, _RUNS = 2, 20
+_NOT_EXECUTED = frozenset({"Const", "Input", "Output"})
+_GLUE = frozenset({"Reorder", "Reshape", "Transpose", "Convert"})
+_PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "u8": "int8", "i8": "int8"}
+
+
+def inspect(path: str, precision: Mapping[str, str], options: RunOptions) -> tuple[LayerTime, ...]:
+    """Every node that runs, in order, then the layers of `precision` that no node could be traced to.
+
+    ``ms`` is the mean over a few profiled runs. Nodes the plugin computed while compiling are left out.
+    """
+    compiled = compile_model(path, options, PERF_COUNT=True)
+    times = _profile(compiled)
+    nodes = [_facts(node) for node in compiled.get_runtime_model().get_ordered_ops()]
+    return complete((_time(facts, times, precision) for facts in nodes if facts["name"] in times), precision)
+
+
+def _profile(compiled: Any) -> dict[str, float]:
+    """Name of each executed node -> mean milliseconds, without the first runs, in which kernels are still compiled.
+
+    The plugin's counters only give means since the beginning, hence the difference of two totals.
+    """
+    request = compiled.create_infer_request()
+    batch = np.zeros(compiled.inputs[0].shape, np.float32)
+    for _ in range(_WARM_UPS):
+        request.infer({0: batch})
+    before = _means(request)
+    for _ in range(_RUNS):
+        request.infer({0: batch})
+    after = _means(request)
+    all_runs = _WARM_UPS + _RUNS
+    return {name: max(0.0, all_runs * after[name] - _WARM_UPS * before[name]) / _RUNS for name in after}
+
+
+def _means(request: Any) -> dict[str, float]:
+    from openvino import ProfilingInfo
+
+    return {
+        info.node_name: info.real_time.total_seconds() * 1e3
+        for info in request.profiling_info
+        if info.status == ProfilingInfo.Status.EXECUTED and info.node_type not in _NOT_EXECUTED
+    }
+
+
+def _facts(node: Any) -> dict[str, str]:
+    facts = {name: str(value.astype(str)) for name, value in node.get_rt_info().items()}
+    return {"name": node.get_friendly_name(), **facts}
+
+
+def _time(facts: Mapping[str, str], times: Mapping[str, float], precision: Mapping[str, str]) -> LayerTime:
+    kind = facts["layerType"]
+    return layer_time(
+        runtime_layer=facts["name"],
+        kind=kind,
+        source_layers=[name for name in facts.get("originalLayersNames", "").split(",") if name in precision],
+        precision=precision,
+        executed=None if kind in _GLUE else _PRECISIONS.get(facts.get("runtimePrecision", "")),
+        ms=times[facts["name"]],
+    )
