@@ -1,0 +1,201 @@
+"""Which micro-models to measure: those that tell most about the candidates a search will ask for.
+
+Windows of random candidates are drafted without weights; of these, one after the other is chosen that lowers the
+expected error over a sample of whole candidates most (greedy A-optimal design under the prior of `fit`).
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+
+from hwsearch.latency.fit import Column, Matrix, design_matrix, prior_covariance
+from hwsearch.latency.grid import Axes, Node, axes_of, features, thinned
+from hwsearch.latency.kernels import Kind, Plan, Shapes, Unit, Width, compiled_units, read_plan
+from hwsearch.latency.micro import MicroModel, chain, pieces, repeatable
+from hwsearch.model.channels import take_channels
+from hwsearch.model.graph import Network
+from hwsearch.model.template import Template, folded_parameters
+from hwsearch.space.space import decode, dimensions
+from hwsearch.types import Candidate, SearchSpace
+
+MOST_WIDTHS = 8  # nodes on each axis of a grid
+LONGEST = 3  # pieces in a window
+REPEATS = (1, 4)
+ROUGH = (1.0, 1e-3, 3e-4, 3e-5, 3e-5)  # µs per feature of `grid.features`: enough to plan with
+NOISE = 0.01
+
+Quantized = Callable[[onnx.ModelProto, Mapping[str, str]], Collection[str]]
+"""What `Backend.tensors_to_observe` answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A micro-model that could be measured: which pieces of which candidate, how often; and its units."""
+
+    candidate: Candidate
+    first: int
+    length: int
+    repeats: int
+    counts: Mapping[Column, float]
+
+
+class Drawer:
+    """Draws candidates of a space, and small models out of them.
+
+    Args:
+        network: The traced original.
+        space: Candidates come from here.
+        quantized: The backend's own rule for what is quantised.
+        seed: Of every draw.
+    """
+
+    def __init__(self, network: Network, space: SearchSpace, quantized: Quantized, seed: int = 0) -> None:
+        self._network, self._space, self._quantized = network, space, quantized
+        self._random = random.Random(seed)  # noqa: S311 - a draw, not a secret
+        self._parameters = folded_parameters(network.module, network.template.folded)
+        self.widths = {name: thinned(widths, MOST_WIDTHS) for name, widths in space.widths.items()}
+        self._coarse = replace(space, widths=self.widths)
+
+    def candidate(self, *, any_width: bool = False) -> Candidate:
+        """A random candidate, from all floating point to all quantised; on the grid's widths unless `any_width`."""
+        space = self._space if any_width else self._coarse
+        share = self._random.choice((0.0, 0.1, 0.5, 0.5, 0.5, 0.9, 1.0))
+        numbers = {}
+        for dimension in dimensions(space):
+            numbers[dimension.name] = self._random.randrange(dimension.size)
+            if dimension.name.startswith("precision:") and self._random.random() >= share:
+                numbers[dimension.name] = dimension.size - 1
+            elif dimension.name.startswith("precision:"):
+                numbers[dimension.name] = self._random.randrange(dimension.size - 1)
+        return decode(space, self._network.source, numbers)
+
+    def template(self, candidate: Candidate) -> Template:
+        """The network's template without the branches the candidate drops."""
+        source = self._network.source
+        return self._network.template.without_branches([b for b in source.branches if b.name in candidate.dropped])
+
+    def bound(self, candidate: Candidate) -> tuple[Template, onnx.ModelProto, Shapes]:
+        """The candidate as a float model; which channels stay makes no difference to its latency."""
+        template, parameters = self.template(candidate), self._pruned(candidate)
+        return template, template.bind(parameters), template.shapes(parameters=parameters)
+
+    def units(self, candidate: Candidate) -> list[Unit]:
+        """Units of a whole candidate, their widths in terms of its prune groups."""
+        template = self.template(candidate)
+        plan = read_plan(template.skeleton, template.layers, template.shapes(), self._network.source)
+        return self._compiled(plan, template.skeleton, candidate.precision, candidate.float_precision)
+
+    def counts(self, candidate: Candidate) -> Counter[Column]:
+        """Units of a whole candidate at its own widths."""
+        keep = {group.name: group.channels for group in self._network.source.groups} | candidate.keep
+        return Counter((u.kind, (u.inputs.channels(keep), u.outputs.channels(keep))) for u in self.units(candidate))
+
+    def drafts(self, candidates: int, windows: int) -> list[Draft]:
+        """Windows of random candidates."""
+        return [draft for _ in range(candidates) for draft in self._windows(self.candidate(), windows)]
+
+    def micro_model(self, draft: Draft) -> tuple[MicroModel, dict[str, str]]:
+        """The draft with weights, and the precision of its layers."""
+        template, model, shapes = self.bound(draft.candidate)
+        parts = pieces(model.graph, template.layers)[draft.first : draft.first + draft.length] * draft.repeats
+        micro = chain(model, shapes, template.layers, parts)
+        return micro, {name: draft.candidate.precision[layer] for name, layer in micro.layers.items()}
+
+    def _windows(self, candidate: Candidate, windows: int) -> list[Draft]:
+        template = self.template(candidate)
+        shapes = template.shapes(parameters=self._pruned(candidate))
+        cut = pieces(template.skeleton.graph, template.layers)
+        drafts = []
+        for _ in range(windows):
+            first = self._random.randrange(len(cut))
+            parts = cut[first : first + self._random.randint(1, LONGEST)]
+            inner = first + len(parts) < len(cut)
+            repeats = self._random.choice(REPEATS) if inner and repeatable(shapes, parts) else 1
+            micro = chain(template.skeleton, shapes, template.layers, parts * repeats)
+            precision = {name: candidate.precision[layer] for name, layer in micro.layers.items()}
+            plan = read_plan(micro.model, micro.layers, micro.shapes, None)
+            units = self._compiled(plan, micro.model, precision, candidate.float_precision)
+            counts = Counter((unit.kind, (unit.inputs.fixed, unit.outputs.fixed)) for unit in units)
+            drafts.append(Draft(candidate, first, len(parts), repeats, counts))
+        return drafts
+
+    def _compiled(
+        self, plan: Plan, model: onnx.ModelProto, precision: Mapping[str, str], float_precision: str
+    ) -> list[Unit]:
+        return list(compiled_units(plan, self._quantized(model, precision), precision, float_precision))
+
+    def _pruned(self, candidate: Candidate) -> Mapping[str, np.ndarray]:
+        kept = {name: range(count) for name, count in candidate.keep.items()}
+        return take_channels(self._parameters, self._network.source.groups, kept)
+
+
+def reachable_axes(
+    units: Sequence[Unit], drafts: Sequence[Draft], widths: Mapping[str, Sequence[int]], full: Mapping[str, int]
+) -> dict[Kind, Axes]:
+    """The channel counts every kind of unit can have on the grid of `widths` of the prune groups, and in drafts."""
+    nodes: dict[Kind, set[Node]] = defaultdict(set)
+    for unit in dict.fromkeys(units):
+        inputs, outputs = _values(unit.inputs, widths, full), _values(unit.outputs, widths, full)
+        nodes[unit.kind].update((a, b) for a in inputs for b in outputs)
+    for draft in drafts:
+        for kind, node in draft.counts:
+            nodes[kind].add(node)
+    return {kind: axes_of(kind, found) for kind, found in nodes.items()}
+
+
+def _values(width: Width, widths: Mapping[str, Sequence[int]], full: Mapping[str, int]) -> list[int]:
+    """Channel counts of `width` when all its groups move together along their grids."""
+    grids = [widths.get(name, (full[name],)) for name, _ in width.groups]
+    steps = max((len(grid) for grid in grids), default=1)
+    keeps = (
+        {name: grid[min(i, len(grid) - 1)] for (name, _), grid in zip(width.groups, grids, strict=True)}
+        for i in range(steps)
+    )
+    lowest = width.channels({name: grid[0] for (name, _), grid in zip(width.groups, grids, strict=True)})
+    highest = width.channels({name: grid[-1] for (name, _), grid in zip(width.groups, grids, strict=True)})
+    return sorted({lowest, highest, *(width.channels(keep) for keep in keeps)})
+
+
+def chosen(
+    drafts: Sequence[Draft], wholes: Sequence[Mapping[Column, float]], axes: Mapping[Kind, Axes], most: int
+) -> list[Draft]:
+    """At most `most` drafts, the most telling first."""
+    columns = [(kind, node) for kind, axis in axes.items() for node in axis.nodes()]
+    guess = np.array([_rough(kind, node) for kind, node in columns])
+    design = design_matrix([draft.counts for draft in drafts], axes, columns)
+    asked = design_matrix(wholes, axes, columns)
+    asked = asked / (asked @ guess)[:, None]
+    noise = (NOISE * (design @ guess)) ** 2
+    everything = np.concatenate([design, asked])
+    covariance = design @ prior_covariance(columns, guess) @ everything.T
+    return [drafts[i] for i in _greedy(covariance, noise, most)]
+
+
+def _greedy(covariance: Matrix, noise: Matrix, most: int) -> list[int]:
+    """Rows to observe, one by one, each lowering the variance of the last columns most.
+
+    Args:
+        covariance: Of n observable sums with themselves (first n columns) and with what is asked (the others).
+        noise: Variance of each observation, [n].
+        most: How many to choose.
+    """
+    n = len(noise)
+    picked: list[int] = []
+    for _ in range(min(most, n)):
+        total = np.diag(covariance) + noise
+        gain = (covariance[:, n:] ** 2).sum(axis=1) / total
+        gain[picked] = -1.0
+        best = int(gain.argmax())
+        picked.append(best)
+        covariance = covariance - np.outer(covariance[:, best], covariance[best] / total[best])
+    return picked
+
+
+def _rough(kind: Kind, node: Node) -> float:
+    return sum(price * value for price, value in zip(ROUGH, features(kind, node), strict=False))

@@ -1,0 +1,120 @@
+"""Micro-models: short stretches of a network, repeated, so that each unit runs in the company it keeps.
+
+A network is cut where a single tensor is all that flows on: between residual blocks, between the layers of a plain
+chain. A stretch of consecutive pieces becomes a model of its own; if it ends in the shape it began with it is repeated.
+Every copy has its own weights, as the layers of a real network do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx
+from onnx import TensorProto, helper
+
+from hwsearch.latency.kernels import FOLDED, Shapes
+
+OPSET = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Nodes between two cuts, the tensor they read and the tensor they leave."""
+
+    nodes: tuple[onnx.NodeProto, ...]
+    reads: str
+    writes: str
+
+
+@dataclass(frozen=True, slots=True)
+class MicroModel:
+    """A float model to measure.
+
+    Attributes:
+        model: Input ``input``, output ``output``.
+        layers: Layer of the model -> layer of the network it is a copy of.
+        shapes: Of every tensor, batch first.
+    """
+
+    model: onnx.ModelProto
+    layers: dict[str, str]
+    shapes: dict[str, tuple[int, ...]]
+
+
+def pieces(graph: onnx.GraphProto, layers: Collection[str]) -> list[Piece]:
+    """The graph cut wherever one tensor is all that flows on, with at least one layer in every piece."""
+    constants = {tensor.name for tensor in graph.initializer}
+    nodes = list(graph.node)
+    found: list[Piece] = []
+    start, reads = 0, graph.input[0].name
+    for i, writes in _cuts(graph, constants):
+        if not any(node.name in layers for node in nodes[start : i + 1]):
+            continue
+        if not any(node.name in layers for node in nodes[i + 1 :]):
+            break
+        found.append(Piece(tuple(nodes[start : i + 1]), reads, writes))
+        start, reads = i + 1, writes
+    return [*found, Piece(tuple(nodes[start:]), reads, graph.output[0].name)]
+
+
+def _cuts(graph: onnx.GraphProto, constants: Collection[str]) -> Iterator[tuple[int, str]]:
+    """Position of a node and the one tensor that anything after it reads."""
+    last_reader = {name: i for i, node in enumerate(graph.node) for name in node.input}
+    first_reader = {name: node for node in reversed(graph.node) for name in node.input}
+    live = {graph.input[0].name}
+    for i, node in enumerate(graph.node):
+        live |= {name for name in node.output if name not in constants}
+        live = {name for name in live if last_reader.get(name, -1) > i}
+        if len(live) == 1:
+            (name,) = live
+            if first_reader[name].op_type not in FOLDED:
+                yield i, name
+
+
+def chain(network: onnx.ModelProto, shapes: Shapes, layers: Collection[str], parts: Sequence[Piece]) -> MicroModel:
+    """A model of `parts` one after the other; equal parts get tensors and weights of their own."""
+    constants = {tensor.name: tensor for tensor in network.graph.initializer}
+    nodes: list[onnx.NodeProto] = []
+    stored: list[TensorProto] = []
+    found: dict[str, str] = {}
+    all_shapes: dict[str, tuple[int, ...]] = {}
+    tensor = "input"
+    for i, part in enumerate(parts):
+        last = i + 1 == len(parts)
+        names = {part.reads: tensor, part.writes: "output" if last else f"{i}/{part.writes}"}
+        tensor = names[part.writes]
+        for node in part.nodes:
+            copy = onnx.NodeProto()
+            copy.CopyFrom(node)
+            copy.name = f"{i}/{node.name}"
+            copy.input[:] = [names.setdefault(name, f"{i}/{name}") if name else "" for name in node.input]
+            copy.output[:] = [names.setdefault(name, f"{i}/{name}") for name in node.output]
+            nodes.append(copy)
+            if node.name in layers:
+                found[copy.name] = node.name
+        stored += [_renamed(constants[name], new) for name, new in names.items() if name in constants]
+        all_shapes |= {new: tuple(shapes[name]) for name, new in names.items() if name in shapes}
+    return MicroModel(_model(nodes, stored, all_shapes), found, all_shapes)
+
+
+def repeatable(shapes: Shapes, parts: Sequence[Piece]) -> bool:
+    """Whether the last part leaves what the first one reads, so that they can be run again."""
+    return tuple(shapes[parts[0].reads]) == tuple(shapes[parts[-1].writes])
+
+
+def _renamed(tensor: TensorProto, name: str) -> TensorProto:
+    copy = TensorProto()
+    copy.CopyFrom(tensor)
+    copy.name = name
+    return copy
+
+
+def _model(
+    nodes: Sequence[onnx.NodeProto], stored: Sequence[TensorProto], shapes: Mapping[str, tuple[int, ...]]
+) -> onnx.ModelProto:
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", *shapes[name][1:]]) for name in ("input", "output")
+    ]
+    graph = helper.make_graph(nodes, "micro", values[:1], values[1:], initializer=stored)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
