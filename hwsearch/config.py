@@ -149,9 +149,15 @@ class MeasureConfig(_Section):
 
 
 class RecoverConfig(_Section):
-    """What repairs a pruned network: batch-norm statistics estimated again on the calibration split."""
+    """How channels are chosen, and what repairs a pruned network, on the calibration split and without training.
 
-    batch_norm: bool = True
+    Attributes:
+        repair: Weights refitted by sequential least squares, statistics of batch norms estimated again, or nothing.
+        selection: Channels chosen by optimal brain surgery, or by the magnitude of their weights.
+    """
+
+    repair: Literal["least_squares", "batch_norm", "none"] = "least_squares"
+    selection: Literal["obs", "magnitude"] = "obs"
 
 
 class StudyConfig(_Section):

@@ -19,6 +19,8 @@ from hwsearch.space.space import uniform
 from hwsearch.types import Candidate, Observation
 from hwsearch.zoo.resnet import ResNet
 
+PLAIN = {"repair": "none", "selection": "magnitude"}
+
 
 @pytest.fixture(scope="module")
 def network():
@@ -57,7 +59,7 @@ def test_the_file_computes_what_the_pruned_network_does(network, tmp_path):
     source = network.source
     keep = {group.name: group.channels // 2 for group in source.groups}
     candidate = Candidate(keep=keep, dropped=(), precision=uniform(source, "fp32").precision)
-    compressed = stitch(network, candidate, tmp_path / "m.onnx", calibration=images(32), batch_norm=False)
+    compressed = stitch(network, candidate, tmp_path / "m.onnx", calibration=images(32), **PLAIN)
     kept = select_channels(folded_parameters(network.module, network.template.folded), source, keep)
     inputs = images(4, seed=1)
     expected = slice_module(network.module, source, kept)(torch.from_numpy(inputs)).detach().numpy()
@@ -68,7 +70,7 @@ def test_the_file_computes_what_the_pruned_network_does(network, tmp_path):
 def test_a_dropped_branch_adds_nothing_and_leaves_the_graph(network, tmp_path):
     source = network.source
     candidate = without(uniform(source, "fp32"), source, source.branches[0].name)
-    compressed = stitch(network, candidate, tmp_path / "m.onnx", calibration=images(32), batch_norm=False)
+    compressed = stitch(network, candidate, tmp_path / "m.onnx", calibration=images(32), **PLAIN)
     silent = copy.deepcopy(network.module)
     silent.layer1[0].bn2.weight.data.zero_()
     silent.layer1[0].bn2.bias.data.zero_()

@@ -30,7 +30,13 @@ def select_channels(
         keep: Prune group -> how many channels stay.
     """
     groups = {group.name: group for group in source.groups}
-    return {name: _strongest(_scores(parameters, groups[name]), count) for name, count in keep.items()}
+    return {name: np.sort(magnitude_order(parameters, groups[name])[::-1][:count]) for name, count in keep.items()}
+
+
+def magnitude_order(parameters: Mapping[str, NDArray[np.float32]], group: PruneGroup) -> Indices:
+    """All channels of a group, the weakest first; arguments as in `select_channels`."""
+    # Of equals the first counts as the strongest.
+    return np.argsort(-_scores(parameters, group), kind="stable")[::-1].astype(np.int64)
 
 
 def slice_module(module: nn.Module, source: SourceModel, kept: Mapping[str, Indices]) -> nn.Module:
@@ -45,6 +51,25 @@ def slice_module(module: nn.Module, source: SourceModel, kept: Mapping[str, Indi
     for layer in layers.values():
         _resize(layer)
     return sliced
+
+
+def entries_left(
+    weights: Mapping[str, tuple[int, int]], source: SourceModel, kept: Mapping[str, Indices]
+) -> dict[str, tuple[Indices, Indices]]:
+    """Layer -> output and input entries of its weight that stay, for layers that lose some.
+
+    Args:
+        weights: Layer -> first two sizes of its weight.
+        source: The traced network.
+        kept: Prune group -> channels that stay.
+    """
+    numbered = {f"{name}.weight": np.arange(size[0] * size[1]).reshape(size) for name, size in weights.items()}
+    taken = take_channels(numbered, source.groups, kept)
+    return {
+        name: (left[:, 0] // columns, left[0] % columns)
+        for name, (_, columns) in weights.items()
+        if (left := taken[f"{name}.weight"]).size < numbered[f"{name}.weight"].size
+    }
 
 
 def silence_branches(module: nn.Module, branches: Iterable[Branch], norms: Mapping[str, str]) -> None:
@@ -65,11 +90,10 @@ def pruned(
     module: nn.Module,
     source: SourceModel,
     candidate: Candidate,
-    parameters: Mapping[str, NDArray[np.float32]],
+    kept: Mapping[str, Indices],
     norms: Mapping[str, str],
 ) -> nn.Module:
-    """The candidate's network: weak channels sliced away, dropped branches silent."""
-    kept = select_channels(parameters, source, candidate.keep)
+    """The candidate's network: all channels but those `kept` sliced away, dropped branches silent."""
     smaller = slice_module(module, source, kept)
     silence_branches(smaller, [b for b in source.branches if b.name in candidate.dropped], norms)
     return smaller
@@ -87,10 +111,6 @@ def _scores(parameters: Mapping[str, NDArray[np.float32]], group: PruneGroup) ->
         if span.size == group.channels * axis.repeat:  # a depthwise layer has no input axis of its own
             scores += span.reshape(group.channels, axis.repeat).sum(axis=1) / max(span.sum(), 1e-30)
     return scores
-
-
-def _strongest(scores: NDArray[np.float64], count: int) -> Indices:
-    return np.sort(np.argsort(-scores, kind="stable")[:count]).astype(np.int64)
 
 
 def _replace(layer: nn.Module, attribute: str, value: torch.Tensor) -> None:

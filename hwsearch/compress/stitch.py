@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from hwsearch.compress.prune import pruned
+from hwsearch.compress.reconstruct import Reconstructor, Selection, Settings
 from hwsearch.compress.recover import reestimate_batch_norm
 from hwsearch.model.graph import Network
 from hwsearch.model.template import folded_parameters
 from hwsearch.store import atomic_write
 from hwsearch.types import Candidate, CompressedModel, LayerInfo
+
+Repair = Literal["least_squares", "batch_norm", "none"]
 
 
 def stitch(
@@ -23,7 +27,9 @@ def stitch(
     path: Path,
     *,
     calibration: NDArray[np.float32],
-    batch_norm: bool = True,
+    repair: Repair = "least_squares",
+    selection: Selection = "obs",
+    reconstructor: Reconstructor | None = None,
 ) -> CompressedModel:
     """Write the candidate's float ONNX file to `path` and describe it.
 
@@ -31,18 +37,21 @@ def stitch(
         network: The traced original; left unchanged.
         candidate: What to keep, drop and compute in.
         path: Where the file goes.
-        calibration: Images [N, ...] for repairing statistics.
-        batch_norm: Re-estimate batch-norm statistics if the candidate is pruned.
+        calibration: Images [N, ...] to repair with.
+        repair: What is done about the damage of pruning: sequential least squares, statistics of batch norms estimated
+            again, or nothing beyond the compensated weights that come with `selection`.
+        selection: How channels are chosen, ``obs`` or ``magnitude``.
+        reconstructor: What candidates of one network share, made by the caller with `calibration` and `selection`;
+            without it, all of it is computed for this candidate alone.
     """
     source, template = network.source, network.template
-    module = network.module
     if candidate.keep or candidate.dropped:
-        original = folded_parameters(network.module, template.folded)
-        module = pruned(network.module, source, candidate, original, template.folded)
-        if batch_norm:
-            reestimate_batch_norm(module, calibration)
+        reconstructor = reconstructor or Reconstructor(network, calibration, settings=Settings(selection=selection))
+        parameters = _repaired(network, candidate, calibration, repair, reconstructor)
+    else:
+        parameters = folded_parameters(network.module, template.folded)
     branches = [branch for branch in source.branches if branch.name in candidate.dropped]
-    model = template.without_branches(branches).bind(folded_parameters(module, template.folded))
+    model = template.without_branches(branches).bind(parameters)
     onnx.helper.set_model_props(model, {"hwsearch.key": candidate.key})
     with atomic_write(path) as stream:
         stream.write(model.SerializeToString())
@@ -59,6 +68,23 @@ def stitch(
         nonzero=sum(int(np.count_nonzero(tensor)) for tensor in (*weights, *biases)),
         macs=sum(weight.size * _positions(layer) for weight, layer in zip(weights, layers, strict=True)),
     )
+
+
+def _repaired(
+    network: Network,
+    candidate: Candidate,
+    calibration: NDArray[np.float32],
+    repair: Repair,
+    reconstructor: Reconstructor,
+) -> dict[str, NDArray[np.float32]]:
+    if repair == "least_squares":
+        return folded_parameters(reconstructor.repaired(candidate), {})
+    if repair == "none":
+        return folded_parameters(reconstructor.stitched(candidate), {})
+    folded = network.template.folded
+    module = pruned(network.module, network.source, candidate, reconstructor.select(candidate.keep), folded)
+    reestimate_batch_norm(module, calibration)
+    return folded_parameters(module, folded)
 
 
 def _positions(layer: LayerInfo) -> int:

@@ -27,6 +27,7 @@ from hwsearch.backends.base import Backend, LowerRequest, RunOptions, get_backen
 from hwsearch.backends.timing import TimingPolicy
 from hwsearch.backends.worker import Worker
 from hwsearch.compress.quantize import bins_for, ranges
+from hwsearch.compress.reconstruct import Reconstructor, Settings
 from hwsearch.compress.stitch import stitch
 from hwsearch.config import StudyConfig
 from hwsearch.errors import EvaluationError, HwSearchError
@@ -100,6 +101,12 @@ class Evaluator:
             RunOptions(threads=os.cpu_count() or 1),
             memory_bytes=self._memory_bytes,
             log=self.work / "logs" / "builder.log",
+        )
+        self._reconstructor = Reconstructor(
+            subject.network,
+            subject.splits.calibrate.inputs,
+            settings=Settings(selection=config.recover.selection),
+            folder=self.work / "pieces",
         )
         for split in (subject.splits.calibrate, subject.splits.search, subject.splits.report):
             self._save(split.name, "inputs", split.inputs)
@@ -231,7 +238,8 @@ class Evaluator:
             candidate,
             self.work / "float.onnx",
             calibration=self.subject.splits.calibrate.inputs,
-            batch_norm=self.config.recover.batch_norm,
+            repair=self.config.recover.repair,
+            reconstructor=self._reconstructor,
         )
 
     def _build(self, compressed: CompressedModel, candidate: Candidate, folder: Path) -> Artifact:

@@ -1,0 +1,265 @@
+"""Sequential least squares: one forward pass of a pruned network in which its layers are refitted on the way.
+
+Each layer that reads something other than it used to is solved for anew, on what it now reads, so that its result is
+again that of the original network. A layer that ends in a residual sum aims at the original *sum* and so makes up for
+errors of the shortcut as well. Where only a ReLU follows, a result that should be negative may be any negative number
+(Zhang et al., "Accelerating very deep convolutional networks", 2016, section 3.2). No gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from hwsearch.compress.fold import Flow
+from hwsearch.compress.select import damped
+from hwsearch.compress.statistics import (
+    CHUNK_IMAGES,
+    Layer,
+    gram,
+    output_positions,
+    sample_positions,
+    take_inputs,
+    take_outputs,
+    watch,
+    write_parameters,
+)
+
+Join = Callable[[Tensor, Tensor], Tensor | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What the original network computes where a layer writes.
+
+    Attributes:
+        positions: Output positions looked at [images, rows per image].
+        output: The layer's own result [rows, channels].
+        total: The residual sum it goes into, or None.
+    """
+
+    positions: Tensor
+    output: Tensor
+    total: Tensor | None
+
+
+def record_goals(module: nn.Module, flow: Flow, images: Tensor, *, rows: int) -> dict[str, Goal]:
+    """Layer -> goal, from one pass of the original network over `images`, a few at a time.
+
+    Args:
+        module: The original network, batch norm folded.
+        flow: Its flow.
+        images: [N, ...].
+        rows: About how many positions are looked at for a layer.
+    """
+    positions: dict[str, Tensor] = {}
+    outputs: dict[str, list[Tensor]] = {}
+    totals: dict[str, list[Tensor]] = {}
+    waiting: dict[int, tuple[str, Layer, Tensor]] = {}
+    start = 0
+
+    def here(name: str) -> Tensor:
+        return positions[name][start : start + CHUNK_IMAGES]
+
+    def look(name: str, layer: Layer, _: Tensor, output: Tensor) -> None:
+        if name not in positions:
+            positions[name] = sample_positions(name, len(images), output_positions(layer, output), rows)
+        outputs.setdefault(name, []).append(take_outputs(layer, output, here(name)))
+        if name in flow.joined:
+            waiting[id(output)] = name, layer, output  # holding the tensor keeps its id unique
+
+    def join(one: Tensor, other: Tensor) -> Tensor | None:
+        found = [entry for tensor in (one, other) if (entry := waiting.pop(id(tensor), None))]
+        for name, layer, _ in found:
+            totals.setdefault(name, []).append(take_outputs(layer, one + other, here(name)))
+        return None
+
+    with torch.inference_mode(), watch(module, flow.template.layers, look), _Sums(join):
+        for chunk in torch.split(images, CHUNK_IMAGES):
+            module(chunk)
+            waiting.clear()
+            start += len(chunk)
+    return {
+        name: Goal(positions[name], torch.cat(parts), torch.cat(totals[name]) if name in totals else None)
+        for name, parts in outputs.items()
+    }
+
+
+def refit(
+    module: nn.Module,
+    stale: Iterable[str],
+    goals: Mapping[str, Goal],
+    flow: Flow,
+    kept: Mapping[str, Tensor],
+    images: Tensor,
+    *,
+    ridge: float,
+    rectify: int,
+) -> None:
+    """Refit the `stale` layers of a pruned network, in place, in one pass over `images`.
+
+    Args:
+        module: Batch norm folded, channels removed.
+        stale: Layers to refit; those without a goal are left as they are.
+        goals: From the original network, on the same images.
+        flow: Of the original network.
+        kept: Layer -> output channels that are left, for layers that lost some.
+        images: [N, ...].
+        ridge: Weight of the pull towards the weights found in `module`, relative to the mean energy of an input.
+        rectify: Rounds in which targets below a ReLU's zero give way.
+    """
+    run = _Pass(goals, flow, kept, ridge, rectify)
+    modules = dict(module.named_modules())
+    layers = {name: modules[name] for name in stale if name in goals}
+    with torch.inference_mode(), _replaced_forward(layers, run.forward), _Sums(run.join):
+        module(images)
+
+
+def solve(
+    inputs: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    offset: Tensor | None = None,
+    ridge: float,
+    rectify: int = 0,
+) -> Tensor:
+    """The weight [groups, columns, outputs] whose result on `inputs`, plus `offset`, is nearest to `target`.
+
+    Args:
+        inputs: Rows [groups, rows, columns], the last column constant.
+        weight: What the solution is pulled towards, same shape as the result.
+        target: [groups, rows, outputs].
+        offset: Added to the layer's result before it is compared, same shape as `target`.
+        ridge: Strength of that pull, relative to the mean energy of a column.
+        rectify: Rounds (of majorise-minimise) in which only the positive part of target and result must agree; each
+            lowers that error.
+    """
+    factor = torch.linalg.cholesky(damped(gram(inputs) / inputs.shape[1], ridge))
+    base = inputs @ weight if offset is None else torch.baddbmm(offset, inputs, weight)
+    change = _step(factor, inputs, target - base)
+    for _ in range(rectify):
+        result = torch.baddbmm(base, inputs, change.to(inputs.dtype))
+        change = _step(factor, inputs, torch.where(target < 0, result.clamp_max(0.0), target) - base)
+    return weight + change.to(weight.dtype)
+
+
+def _step(factor: Tensor, inputs: Tensor, error: Tensor) -> Tensor:
+    return torch.cholesky_solve(gram(inputs, error) / inputs.shape[1], factor)
+
+
+class _Pass:
+    """State of one refitting pass: joined layers wait for their sum, the others are solved when their turn comes."""
+
+    def __init__(
+        self, goals: Mapping[str, Goal], flow: Flow, kept: Mapping[str, Tensor], ridge: float, rectify: int
+    ) -> None:
+        self._goals, self._flow, self._kept = goals, flow, kept
+        self._ridge, self._rectify = ridge, rectify
+        self._waiting: dict[int, tuple[str, Layer, Tensor, Tensor]] = {}
+
+    def forward(self, name: str, layer: Layer, inputs: Tensor) -> Tensor:
+        """Stands in for the layer's own `forward`."""
+        if self._goals[name].total is None:
+            self._fit(name, layer, inputs, self._goals[name].output)
+            return _apply(layer, inputs)
+        shape = _apply(layer, inputs[:1]).shape[1:]
+        promise = inputs.new_empty(len(inputs), *shape)  # never read: `join` puts the refitted result in its place
+        self._waiting[id(promise)] = name, layer, inputs, promise
+        return promise
+
+    def join(self, one: Tensor, other: Tensor) -> Tensor | None:
+        """The sum of two activations, after refitting the layers that end in it; None if there are none."""
+        found = [entry for tensor in (one, other) if (entry := self._waiting.pop(id(tensor), None))]
+        if not found:
+            return None
+        found.sort(key=lambda entry: entry[1].weight.numel())
+        name, layer, inputs, promise = found.pop()
+        shortcut = other if promise is one else one
+        for small_name, small, small_inputs, _ in found:
+            self._fit(small_name, small, small_inputs, self._goals[small_name].output)
+            shortcut = _apply(small, small_inputs)
+        total = self._goals[name].total
+        assert total is not None
+        self._fit(name, layer, inputs, total, shortcut)
+        return _apply(layer, inputs) + shortcut
+
+    def _fit(self, name: str, layer: Layer, inputs: Tensor, target: Tensor, shortcut: Tensor | None = None) -> None:
+        positions = self._goals[name].positions
+        if name in self._kept:
+            target = target[:, self._kept[name]]
+        groups = getattr(layer, "groups", 1)
+        offset = None if shortcut is None else _grouped(take_outputs(layer, shortcut, positions), groups)
+        found = solve(
+            take_inputs(layer, inputs, positions),
+            _matrix(layer, groups),
+            _grouped(target, groups),
+            offset=offset,
+            ridge=self._ridge,
+            rectify=self._rectify if self._is_rectified(name, shortcut) else 0,
+        )
+        flat = found.transpose(1, 2).flatten(0, 1)
+        write_parameters(layer, flat[:, :-1].reshape(layer.weight.shape), flat[:, -1])
+
+    def _is_rectified(self, name: str, shortcut: Tensor | None) -> bool:
+        """Whether only a ReLU follows what is being fitted: the sum of a joined layer, the result of any other."""
+        return name in self._flow.rectified and (name in self._flow.joined) == (shortcut is not None)
+
+
+class _Sums(TorchFunctionMode):
+    """While active, shows every sum of two tensors of one shape to `join`, which may give the result."""
+
+    def __init__(self, join: Join) -> None:
+        super().__init__()
+        self._join = join
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Called by PyTorch in place of every function on tensors."""
+        name = getattr(func, "__name__", "")
+        if name in ("add", "add_") and not kwargs and len(args) == 2 and _same_shape(*args):
+            total = self._join(*args)
+            if total is not None:
+                return args[0].copy_(total) if name == "add_" else total
+        return func(*args, **(kwargs or {}))
+
+
+def _same_shape(one: Any, other: Any) -> bool:
+    return isinstance(one, Tensor) and isinstance(other, Tensor) and one.shape == other.shape
+
+
+@contextmanager
+def _replaced_forward(
+    layers: Mapping[str, nn.Module], forward: Callable[[str, Layer, Tensor], Tensor]
+) -> Iterator[None]:
+    for name, layer in layers.items():
+        layer.forward = partial(forward, name, layer)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for layer in layers.values():
+            del layer.forward
+
+
+def _apply(layer: nn.Module, inputs: Tensor) -> Tensor:
+    """The layer's result by the `forward` of its class, whatever stands in for it on the instance."""
+    result: Tensor = type(layer).forward(layer, inputs)
+    return result
+
+
+def _matrix(layer: Layer, groups: int) -> Tensor:
+    """Weight and bias as [groups, columns + 1, outputs per group]."""
+    assert layer.bias is not None
+    flat = torch.cat([layer.weight.flatten(1), layer.bias[:, None]], dim=1)
+    return flat.reshape(groups, -1, flat.shape[1]).transpose(1, 2)
+
+
+def _grouped(rows: Tensor, groups: int) -> Tensor:
+    """[rows, channels] as [groups, rows, channels per group]."""
+    return rows.reshape(len(rows), groups, -1).movedim(1, 0)
