@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ from hwsearch.types import LayerTime
 
 _WARM_UPS, _RUNS = 2, 20
 _NOT_EXECUTED = frozenset({"Const", "Input", "Output"})
-_GLUE = frozenset({"Reorder", "Reshape", "Transpose", "Convert"})
+_PRODUCTS = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul"})
+_SILENT = frozenset({"Reorder", "Reshape", "Transpose", "Convert", "Subgraph"})
 _PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "u8": "int8", "i8": "int8"}
 
 
@@ -22,11 +23,27 @@ def inspect(path: str, precision: Mapping[str, str], options: RunOptions) -> tup
     """Every node that runs, in order, then the layers of `precision` that no node could be traced to.
 
     ``ms`` is the mean over a few profiled runs. Nodes the plugin computed while compiling are left out.
+    The plugin states one precision for a fused subgraph, whatever is inside: there ``executed`` is unknown.
     """
     compiled = compile_model(path, options, PERF_COUNT=True)
     times = _profile(compiled)
-    nodes = [_facts(node) for node in compiled.get_runtime_model().get_ordered_ops()]
-    return complete((_time(facts, times, precision) for facts in nodes if facts["name"] in times), precision)
+    nodes = [facts for facts in map(_facts, compiled.get_runtime_model().get_ordered_ops()) if facts["name"] in times]
+    origins = _origins(nodes, precision)
+    return complete((_time(facts, times, origins, precision) for facts in nodes), precision)
+
+
+def _origins(nodes: Sequence[Mapping[str, str]], layers: Container[str]) -> dict[str, list[str]]:
+    """Node -> the layers it computes: products first, then fused subgraphs with what no product accounts for."""
+    origins: dict[str, list[str]] = {}
+    claimed: set[str] = set()
+    for kinds in (_PRODUCTS, {"Subgraph"}):
+        for facts in nodes:
+            if facts["layerType"] in kinds:
+                originals = facts.get("originalLayersNames", "").split(",")
+                names = dict.fromkeys(name.split("/")[0].removesuffix(".bias_add") for name in originals)
+                origins[facts["name"]] = [name for name in names if name in layers and name not in claimed]
+                claimed.update(origins[facts["name"]])
+    return origins
 
 
 def _profile(compiled: Any) -> dict[str, float]:
@@ -61,13 +78,18 @@ def _facts(node: Any) -> dict[str, str]:
     return {"name": node.get_friendly_name(), **facts}
 
 
-def _time(facts: Mapping[str, str], times: Mapping[str, float], precision: Mapping[str, str]) -> LayerTime:
+def _time(
+    facts: Mapping[str, str],
+    times: Mapping[str, float],
+    origins: Mapping[str, Sequence[str]],
+    precision: Mapping[str, str],
+) -> LayerTime:
     kind = facts["layerType"]
     return layer_time(
         runtime_layer=facts["name"],
         kind=kind,
-        source_layers=[name for name in facts.get("originalLayersNames", "").split(",") if name in precision],
+        source_layers=origins.get(facts["name"], ()),
         precision=precision,
-        executed=None if kind in _GLUE else _PRECISIONS.get(facts.get("runtimePrecision", "")),
+        executed=None if kind in _SILENT else _PRECISIONS.get(facts.get("runtimePrecision", "")),
         ms=times[facts["name"]],
     )
