@@ -28,6 +28,7 @@ def atomic_write(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        part = Path(name)
     except OSError as error:
         raise _unwritable(path, error) from error
     try:
@@ -35,12 +36,13 @@ def atomic_write(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(name, path)
+        part.chmod(0o666 & ~_umask())  # temporary files are private; ours are ordinary ones
+        part.replace(path)
     except OSError as error:
-        _remove(name)
+        part.unlink(missing_ok=True)
         raise _unwritable(path, error) from error
     except BaseException:
-        _remove(name)
+        part.unlink(missing_ok=True)
         raise
 
 
@@ -68,7 +70,7 @@ def read_json(path: Path | str) -> Any:
 
 def sha256_file(path: Path | str) -> str:
     """Hex digest of one file."""
-    with open(path, "rb") as stream:
+    with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -81,11 +83,11 @@ def sha256_files(paths: Iterable[Path | str]) -> str:
     return digest.hexdigest()
 
 
-def _remove(name: str) -> None:
-    try:
-        os.unlink(name)
-    except FileNotFoundError:
-        pass
+def _umask() -> int:
+    """The permissions new files go without; it can only be read by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
 
 
 def _unwritable(path: Path, error: OSError) -> ConfigError:

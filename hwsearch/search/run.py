@@ -256,8 +256,9 @@ def storage_url(config: StudyConfig, folder: Path) -> str:
 
 
 def _runs_below(folder: Path) -> str | None:
-    below = run_folders(folder)
-    return f"it holds runs for {', '.join(below)}: name one with --target" if below else None
+    """What to open instead, when the runs lie deeper than where the user pointed."""
+    deeper = sorted({str(path.parent.parent) for path in folder.glob("*/*/run.json")})
+    return f"it holds {', '.join(deeper[:4])}: name one of them" if deeper else None
 
 
 def _row(trial: Trial) -> dict[str, Any]:
