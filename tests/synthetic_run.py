@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from hwsearch.config import StudyConfig
-from hwsearch.search.front import assemble, choose
+from hwsearch.search.front import assemble, choose, costs_of
+from hwsearch.search.pareto import front_mask
 from hwsearch.types import (
     Accuracy,
     Artifact,
@@ -232,7 +233,7 @@ class _Maker:
                 nonzero=270_000,
                 macs=macs,
             ),
-            constraints={"size_mb": -1.0} if number % 7 else {"size_mb": 0.2},
+            constraints={"size_mb": 0.2 if baseline is None and number % 7 == 0 else -1.0},
             seconds={name: float(s * self.rng.uniform(0.8, 1.2)) for name, s in seconds.items()},
         )
 
@@ -317,7 +318,7 @@ class _Maker:
                 key: self.accuracy((a.value if self.higher else 1 - a.value) - 0.002 + noise[key], "report", 8000)
                 for key, a in accuracies.items()
             }
-        return assemble(
+        front = assemble(
             chosen,
             latencies,
             accuracies,
@@ -325,6 +326,11 @@ class _Maker:
             device=DEVICE,
             objectives=("accuracy", "latency"),
             final=final,
+        )
+        mask = front_mask([costs_of(p.accuracy, p.latency) for p in front.points])
+        points = zip(front.points, mask, strict=True)
+        return dataclasses.replace(
+            front, points=tuple(dataclasses.replace(point, on_front=bool(on)) for point, on in points)
         )
 
 

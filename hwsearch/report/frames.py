@@ -66,7 +66,7 @@ def evaluations(run: RunView) -> pd.DataFrame:
         for trial in run.trials
         if isinstance(trial.outcome, Success)
     ]
-    return _with_none(pd.DataFrame(rows, columns=list(EVALUATION_COLUMNS)), "baseline")
+    return with_none(pd.DataFrame(rows, columns=list(EVALUATION_COLUMNS)), "baseline")
 
 
 def failures(run: RunView) -> pd.DataFrame:
@@ -76,7 +76,7 @@ def failures(run: RunView) -> pd.DataFrame:
         for t in run.trials
         if isinstance(t.outcome, Failure)
     ]
-    return _with_none(pd.DataFrame(rows, columns=list(FAILURE_COLUMNS)), "hint")
+    return with_none(pd.DataFrame(rows, columns=list(FAILURE_COLUMNS)), "hint")
 
 
 def stages(run: RunView) -> pd.DataFrame:
@@ -108,12 +108,12 @@ def hypervolume(run: RunView) -> pd.DataFrame:
         share = dominated_area(costs, corner) / box if costs and box > 0 else 0.0
         rows.append((trial.number, trial.candidate.key, trial.baseline, share, share > before))
         before = share
-    return _with_none(pd.DataFrame(rows, columns=columns), "baseline")
+    return with_none(pd.DataFrame(rows, columns=columns), "baseline")
 
 
-def _with_none(frame: pd.DataFrame, column: str) -> pd.DataFrame:
-    """`frame` with missing strings of `column` as None, which is false, and not as NaN, which is true."""
-    return frame.assign(**{column: frame[column].astype(object).where(frame[column].notna(), None)})
+def with_none(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """`frame` with missing entries of `columns` as None, which is false, and not as NaN, which is true."""
+    return frame.assign(**{name: frame[name].astype(object).where(frame[name].notna(), None) for name in columns})
 
 
 # --------------------------------------------------------------------------- one evaluation

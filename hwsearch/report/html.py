@@ -28,8 +28,8 @@ def write_report(run: RunView, path: Path) -> Path:
     Raises:
         ConfigError: the file cannot be written.
     """
-    with atomic_write(path, "w") as stream:
-        stream.write(render(run))
+    with atomic_write(path) as stream:
+        stream.write(render(run).encode())
     return Path(path)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from hwsearch.report.frames import with_none
 from hwsearch.report.view import RunView
 from hwsearch.types import Candidate, LayerInfo, LayerTime, SourceModel, Success, Trial
 
@@ -32,8 +33,7 @@ def layers(run: RunView) -> pd.DataFrame:
         if isinstance(trial.outcome, Success)
         for row in _layers_of(trial, trial.outcome, run.source, widths)
     ]
-    frame = pd.DataFrame(rows, columns=COLUMNS)
-    return frame.astype(dict.fromkeys(("requested", "executed", "matched"), object))
+    return with_none(pd.DataFrame(rows, columns=COLUMNS), "requested", "executed", "matched")
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:

@@ -36,7 +36,7 @@ def layer_formats(layers: pd.DataFrame, evaluations: pd.DataFrame, source: Sourc
                 z=z.to_numpy().tolist(),
                 x=z.columns.tolist(),
                 y=rows["label"].tolist(),
-                customdata=_matrix(cells, "requested", rows).to_numpy().tolist(),
+                customdata=_matrix(cells.fillna({"requested": "dropped"}), "requested", rows).to_numpy().tolist(),
                 colorscale=_steps(colours),
                 zmin=-0.5,
                 zmax=max(0.5, len(names) - 0.5),

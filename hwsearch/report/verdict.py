@@ -106,7 +106,7 @@ def _beats(one: pd.Series, other: pd.Series, units: Units) -> bool:
 
 
 def _headline(best: pd.Series, pool: pd.DataFrame, units: Units, *, unbeaten: bool) -> str:
-    numbers = f"{best['latency_ms']:.3g} ms at {units.show(best['accuracy'])} {units.label}"
+    numbers = f"{best['latency_ms']:.3f} ms at {units.show(best['accuracy'])} {units.label}"
     parts = [
         numbers,
         *(_against(best, row, units) for row in (_baseline(pool, "fp32"), _rival(pool)) if row is not None),
