@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hwsearch.cli.output import flags, next_step, print_json, print_table, print_text
+from hwsearch.cli.output import flags, next_step, print_facts, print_json, print_text
 from hwsearch.cli.verb import Settings, StudyPath, verb
 from hwsearch.config import load_study
 from hwsearch.types import to_json
@@ -23,18 +23,20 @@ def check(study: StudyPath, settings: Settings = None) -> None:
         print_json({"plans": [to_json(plan) for plan in plans]})
         return
     for plan in plans:
-        print_table(["", ""], plan_rows(plan))
-        print_text("".join(f"refused: {reason}\n" for reason in plan.refused))
+        print_plan(plan)
     next_step("hwsearch", "search", study)
 
 
-def plan_rows(plan: Plan) -> list[list[str]]:
-    """What a search of one target would cover, as table rows."""
-    return [
-        ["target", plan.target],
-        ["layers", str(plan.layers)],
-        ["prune groups", str(plan.groups)],
-        ["droppable branches", str(plan.branches)],
-        ["choices", f"{plan.dimensions} dimensions, about 10^{plan.space_log10_size:.0f} models"],
-        ["evaluations", str(plan.evaluations)],
-    ]
+def print_plan(plan: Plan) -> None:
+    """Print what a search of one target would cover, and what it would not offer."""
+    print_facts(
+        {
+            "target": plan.target,
+            "layers": str(plan.layers),
+            "prune groups": str(plan.groups),
+            "droppable branches": str(plan.branches),
+            "choices": f"{plan.dimensions} dimensions, about 10^{plan.space_log10_size:.0f} models",
+            "evaluations": str(plan.evaluations),
+        }
+    )
+    print_text("".join(f"refused: {reason}\n" for reason in plan.refused))

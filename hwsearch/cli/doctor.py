@@ -13,11 +13,16 @@ from hwsearch import __version__
 from hwsearch.backends.base import Backend, RunOptions, backend_names, get_backend
 from hwsearch.backends.device import chip_isa, chip_name
 from hwsearch.backends.environment import probe_noise, read_environment
-from hwsearch.cli.output import flags, next_step, note, print_json, print_table, print_text
+from hwsearch.cli.output import flags, next_step, note, print_facts, print_json, print_table, print_text
 from hwsearch.cli.verb import verb
 from hwsearch.errors import HwSearchError
 from hwsearch.types import to_json
 
+ADVICE = {
+    "quiet": "differences above the ratio error are real",
+    "usable": "compare ratios of one campaign, not milliseconds measured apart",
+    "noisy": "stop other work, or measure elsewhere",
+}
 PACKAGES = ("torch", "onnx", "optuna", "numpy", "plotly", "torch-pruning")
 
 Seconds = Annotated[float, typer.Option("--seconds", metavar="S", min=0, help="length of the noise probe; 0 skips it")]
@@ -31,13 +36,9 @@ def doctor(seconds: Seconds = 5.0) -> None:
         print_json(facts)
         return
     print_table(["backend", "version", "", "device or what to do"], [_backend_cells(b) for b in facts["backends"]])
-    print_text("")
-    print_table(["machine", ""], [[name, _words(value)] for name, value in facts["machine"].items()])
-    print_text("")
-    print_table(["version", ""], [[name, version or "not installed"] for name, version in facts["versions"].items()])
-    if facts["noise"]:
-        print_text("")
-        print_table(["noise", ""], [[name, _words(value)] for name, value in facts["noise"].items()])
+    for title in ("machine", "versions", "noise"):
+        print_text(f"\n{title}")
+        print_facts({f"  {name}": _words(value) for name, value in (facts[title] or {"probe": "skipped"}).items()})
     note("\n".join(f"warning: {warning}" for warning in facts["warnings"]))
     next_step("hwsearch", "demo")
 
@@ -49,8 +50,7 @@ def gather(seconds: float) -> dict[str, Any]:
         "machine": _machine(),
         "versions": {"hwsearch": __version__, "python": platform.python_version()}
         | {name: _version(name) for name in PACKAGES},
-        "data": os.environ.get("HWSEARCH_DATA"),
-        "noise": to_json(probe_noise(seconds)) if seconds else None,
+        "noise": _noise(seconds) if seconds else None,
         "warnings": list(read_environment().warnings()),
     }
 
@@ -80,6 +80,11 @@ def _device(backend: Backend) -> dict[str, Any]:
     return {"key": device.key, **to_json(device)}
 
 
+def _noise(seconds: float) -> dict[str, Any]:
+    noise = probe_noise(seconds)
+    return {**to_json(noise), "advice": ADVICE[noise.verdict]}
+
+
 def _machine() -> dict[str, Any]:
     import psutil
 
@@ -93,6 +98,7 @@ def _machine() -> dict[str, Any]:
         "memory_bytes": memory.total,
         "memory_free_bytes": memory.available,
         **settings,
+        "HWSEARCH_DATA": os.environ.get("HWSEARCH_DATA"),
     }
 
 

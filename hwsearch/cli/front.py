@@ -83,26 +83,30 @@ def point_document(point: FrontPoint) -> dict[str, Any]:
 def print_front(front: Front, points: Sequence[FrontPoint]) -> None:
     """Print a table of the points, with the baselines they have to beat."""
     rows = sorted({*points, *(p for p in front.points if p.baseline)}, key=lambda p: p.latency.best_ms)
-    yardstick = next((p for p in front.points if p.baseline == "fp32"), None)
     metric = front.points[0].accuracy.metric if front.points else "accuracy"
     print_table(
         ["key", metric, "±", "ms", "±", "vs fp32", "MB", "", ""],
-        [_cells(point, yardstick) for point in rows],
+        [_cells(point, front.points) for point in rows],
     )
     state = "finalists measured together" if front.final else "not final: the search has not finished"
     note(f"{front.target}, {front.device.chip}; {state}; * on the front")
 
 
-def _cells(point: FrontPoint, yardstick: FrontPoint | None) -> list[str]:
+def speed_up(point: FrontPoint, points: Sequence[FrontPoint]) -> str:
+    """How many times as fast as the fp32 baseline among `points`; empty if there is none."""
+    yardstick = next((p for p in points if p.baseline == "fp32"), None)
+    return f"{yardstick.latency.best_ms / point.latency.best_ms:.2f}x" if yardstick else ""
+
+
+def _cells(point: FrontPoint, points: Sequence[FrontPoint]) -> list[str]:
     latency = point.latency
-    speed_up = f"{yardstick.latency.best_ms / latency.best_ms:.2f}x" if yardstick else ""
     return [
         point.key,
         f"{point.accuracy.value:.4f}",
         _half_width(point.accuracy.ci95, ".4f"),
         f"{latency.best_ms:.4f}",
         _half_width(latency.ci95_ms, ".4f"),
-        speed_up,
+        speed_up(point, points),
         f"{point.size_bytes / 1e6:.3f}",
         "*" if point.on_front else "",
         point.baseline or "",

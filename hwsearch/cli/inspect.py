@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hwsearch.cli.output import flags, next_step, print_json, print_table, print_text
+from hwsearch.cli.front import speed_up
+from hwsearch.cli.output import flags, next_step, print_facts, print_json, print_table, print_text
 from hwsearch.cli.verb import RunPath, TargetName, verb
 from hwsearch.errors import ConfigError
-from hwsearch.types import FrontPoint, LayerTime, Success, Trial, to_json
+from hwsearch.space.space import uniform
+from hwsearch.types import Candidate, FrontPoint, LayerTime, PruneGroup, SourceModel, Success, Trial, to_json
 
 if TYPE_CHECKING:
     from hwsearch.search.run import Run
@@ -28,14 +32,12 @@ def show(run: RunPath, key: Key, target: TargetName = None) -> None:
     if flags().json:
         print_json({"trial": to_json(trial), "point": to_json(_point(found, trial))})
         return
-    print_table(["", ""], list(_facts(found, trial).items()))
-    print_text("")
-    print_table(["choice", ""], list(_choices(found, trial).items()) or [["none", "the network as it is"]])
+    print_facts(_facts(found, trial))
+    print_text("\nchanged from the network as it is")
+    print_facts(_changes(found.source, trial.candidate) or {"nothing": "every layer in fp32, every channel kept"})
     if isinstance(trial.outcome, Success):
         print_text("")
-        print_table(
-            ["runs as", "kind", "layers", "requested", "executed"], list(map(_layer_cells, trial.outcome.layers))
-        )
+        _print_layers(trial.outcome.layers)
         next_step("hwsearch", "export", found.path, "--key", trial.candidate.key, "--out", "OUT")
 
 
@@ -50,7 +52,7 @@ def compare(run: RunPath, keys: Keys, target: TargetName = None) -> None:
         raise ConfigError("nothing to compare", where=f"one key: {keys[0]}", allowed="two or more keys")
     names = [trial.candidate.key for trial in trials]
     numbers = _side_by_side([_facts(found, trial) for trial in trials])
-    choices = _differing([_choices(found, trial) for trial in trials])
+    choices = _differing([_choices(found.source, trial.candidate) for trial in trials])
     layers = _differing([_executed(trial) for trial in trials])
     if flags().json:
         print_json(
@@ -77,19 +79,18 @@ def _facts(run: Run, trial: Trial) -> dict[str, str]:
     facts = {"key": trial.candidate.key, "baseline": trial.baseline or "", "target": run.target.name}
     outcome = trial.outcome
     if not isinstance(outcome, Success):
-        facts |= {
+        return facts | {
             "failed in": outcome.stage,
             "because": f"{outcome.error}: {outcome.message}",
             "hint": outcome.hint or "",
         }
-        return {name: value for name, value in facts.items() if value}
     point = _point(run, trial)
     accuracy, latency = (point.accuracy, point.latency) if point else (outcome.accuracy, outcome.latency)
     return facts | {
         f"{accuracy.metric} ({accuracy.split} split)": f"{accuracy.value:.4f}{_interval(accuracy.ci95)}",
         "latency ms": f"{latency.best_ms:.4f}{_interval(latency.ci95_ms)}",
         "p90, p99 ms": f"{latency.p90_ms:.4f}, {latency.p99_ms:.4f}",
-        "vs fp32": f"{1 / latency.ratio:.2f}x" if latency.ratio else "",
+        "vs fp32": speed_up(point, run.points()) if point else "",
         "size MB": f"{outcome.artifact.size_bytes / 1e6:.3f}",
         "params": f"{outcome.params:,}",
         "macs": f"{outcome.macs:,}",
@@ -98,14 +99,35 @@ def _facts(run: Run, trial: Trial) -> dict[str, str]:
     }
 
 
-def _choices(run: Run, trial: Trial) -> dict[str, str]:
-    """Everything that differs from the network as it came."""
-    candidate = trial.candidate
-    full = {group.name: group.channels for group in run.source.groups}
-    chosen = {f"drop {name}": "dropped" for name in candidate.dropped}
-    chosen |= {f"keep {group}": f"{kept} of {full[group]} channels" for group, kept in candidate.keep.items()}
-    chosen |= {f"precision {layer}": name for layer, name in candidate.precision.items() if name != "fp32"}
-    return chosen | candidate.recipe
+def _choices(source: SourceModel, candidate: Candidate) -> dict[str, str]:
+    """Every choice of a candidate in words."""
+    dropped = [branch for branch in source.branches if branch.name in candidate.dropped]
+    gone = {group for branch in dropped for group in branch.groups}
+    return (
+        {f"branch {b.name}": "dropped" if b in dropped else "kept" for b in source.branches}
+        | {
+            f"keep {g.name}": "dropped"
+            if g.name in gone
+            else f"{candidate.keep.get(g.name, g.channels)} of {g.channels}"
+            for g in source.groups
+        }
+        | {f"precision {layer.name}": candidate.precision.get(layer.name, "dropped") for layer in source.layers}
+        | candidate.recipe
+    )
+
+
+def _kept(group: PruneGroup, candidate: Candidate) -> str:
+    return f"{candidate.keep.get(group.name, group.channels)} of {group.channels}"
+
+
+def _changes(source: SourceModel, candidate: Candidate) -> dict[str, str]:
+    """The choices that are not those of the network as it is; of a dropped branch, only that it is dropped."""
+    unchanged = _choices(source, uniform(source, "fp32"))
+    return {
+        name: value
+        for name, value in _choices(source, candidate).items()
+        if value != unchanged.get(name) and (value != "dropped" or name.startswith("branch"))
+    }
 
 
 def _executed(trial: Trial) -> dict[str, str]:
@@ -114,22 +136,27 @@ def _executed(trial: Trial) -> dict[str, str]:
     return {name: layer.executed or "unknown" for layer in trial.outcome.layers for name in layer.source_layers}
 
 
+def _print_layers(layers: Sequence[LayerTime]) -> None:
+    """What computes the network's layers, one row each; what only moves or converts data, counted."""
+    rows = [_layer_cells(layer) for layer in layers if layer.source_layers]
+    glue = Counter(layer.kind for layer in layers if not layer.source_layers)
+    print_table(["layers", "runs as", "requested", "executed"], rows)
+    print_text("and between them " + ", ".join(f"{count} {kind}" for kind, count in glue.most_common()))
+
+
 def _layer_cells(layer: LayerTime) -> list[str]:
     requested, executed = layer.requested or "", layer.executed or "unknown"
     fell_back = requested and layer.executed and requested != executed
     return [
-        layer.runtime_layer,
-        layer.kind,
         ", ".join(layer.source_layers),
+        layer.kind,
         requested,
-        f"{executed} (not as requested)" if fell_back else executed,
+        f"{executed}{', not as requested' if fell_back else ''}",
     ]
 
 
 def _side_by_side(columns: list[dict[str, str]]) -> list[list[str]]:
-    names: dict[str, Any] = {}
-    for column in columns:
-        names |= dict.fromkeys(column)
+    names = dict.fromkeys(name for column in columns for name in column)
     return [[name, *(column.get(name, "-") for column in columns)] for name in names if name != "key"]
 
 

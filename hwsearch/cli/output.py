@@ -6,7 +6,7 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +55,13 @@ def print_text(text: str) -> None:
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print aligned columns on stdout, never cut: numbers to the right, words to the left."""
     print_text("\n".join(_aligned(headers, rows)))
+
+
+def print_facts(facts: Mapping[str, str]) -> None:
+    """Print names and values on stdout, one pair a line, without those that are empty."""
+    shown = {name: value for name, value in facts.items() if value}
+    width = max(map(len, shown), default=0)
+    print_text("\n".join(f"{name.ljust(width)}  {value}" for name, value in shown.items()))
 
 
 def note(text: str) -> None:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hwsearch.cli.check import plan_rows
+from hwsearch.cli.check import print_plan
 from hwsearch.cli.front import front_document, front_of, print_front
-from hwsearch.cli.output import flags, next_step, note, print_json, print_table, print_text, shell, stderr
+from hwsearch.cli.output import flags, next_step, note, print_json, print_text, shell, stderr
 from hwsearch.cli.progress import shown_progress
 from hwsearch.cli.verb import DryRun, Settings, StudyPath, TargetName, verb
 from hwsearch.config import StudyConfig, load_study, resolved_yaml
@@ -124,8 +124,7 @@ def _print_plan(config: StudyConfig, folder: Path) -> None:
         return
     print_text(resolved_yaml(config))
     for plan in plans:
-        print_table(["", ""], plan_rows(plan))
-        print_text("\n".join(f"refused: {reason}" for reason in plan.refused))
+        print_plan(plan)
     exists = ", ".join(sorted(run_folders(folder)))
     note(f"would {'resume' if exists else 'write'} {folder}" + (f" ({exists})" if exists else ""))
 
