@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 
 def root_cause(error: BaseException) -> str:
@@ -23,11 +24,12 @@ def one_line(error: BaseException) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence warnings and log lines of exporters and tracers; they concern the libraries, not the user's model."""
+    """Silence warnings, log lines and prints of exporters and tracers; what matters of them is in their exceptions."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
+    nowhere = io.StringIO()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(nowhere), redirect_stderr(nowhere):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -19,6 +20,8 @@ from hwsearch.model.foreign import root_cause
 from hwsearch.model.groups import find_groups
 from hwsearch.model.template import Template, export_template
 from hwsearch.types import LayerInfo, PruneGroup, SourceModel
+
+MULTIPLIERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,9 +128,12 @@ def _produces(group: PruneGroup, layer: str) -> bool:
 
 def _outside_layers(template: Template) -> list[str]:
     """One line for each weight that is multiplied with but belongs to no layer hwsearch handles."""
-    found = []
-    for node in template.skeleton.graph.node:
-        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and node.name not in template.layers:
-            weights = [name for name in node.input[:2] if name in template.initializers]
-            found += [f"{name}: no convolution or linear module of its own, so it stays as it is" for name in weights]
-    return found
+    nodes = [node for node in template.skeleton.graph.node if node.op_type in MULTIPLIERS]
+    readers = Counter(name for node in nodes for name in node.input[:2] if name in template.initializers)
+    outside = {name for node in nodes if node.name not in template.layers for name in node.input[:2]}
+    return [
+        f"{name}: " + ("it is used more than once" if count > 1 else "it is no convolution or linear module's weight")
+        + ", so it stays as it is"
+        for name, count in readers.items()
+        if name in outside
+    ]  # fmt: skip

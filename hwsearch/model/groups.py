@@ -10,9 +10,7 @@ group is accepted only if
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -77,7 +75,7 @@ class _Proposals:
         self._names: dict[Any, str] = {child: name for name, child in self._modules.items()}
         self._parameters = {parameter: name for name, parameter in network.named_parameters()}
         self._graph = torch_pruning.DependencyGraph()
-        with quiet(), contextlib.redirect_stdout(io.StringIO()), torch.enable_grad():
+        with quiet(), torch.enable_grad():
             self._graph.build_dependency(network, example[:1], unwrapped_parameters=[], verbose=False)
 
     def collect(self, layers: Sequence[str]) -> tuple[list[PruneGroup], dict[str, str]]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hwsearch.errors import ModelError, did_you_mean
-from hwsearch.model.foreign import one_line
+from hwsearch.model.foreign import one_line, quiet
 from hwsearch.model.importing import import_object
 from hwsearch.model.pt2 import load_pt2
 
@@ -103,7 +103,8 @@ def _read(path: Path) -> Any:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with quiet():
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"weights file refused: {path} holds more than tensors, and loading it could run code",

@@ -103,7 +103,8 @@ def wilson_interval(successes: int, total: int) -> tuple[float, float]:
     share, spread = successes / total, Z95**2 / total
     centre = (share + spread / 2) / (1 + spread)
     half = sqrt(share * (1 - share) * spread + spread**2 / 4) / (1 + spread)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # Rounding must not push the share itself out of its interval.
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
 def top1_correct(outputs: Outputs, targets: Targets) -> NDArray[np.bool_]:

@@ -1,0 +1,112 @@
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hwsearch.config import DataConfig
+from hwsearch.errors import ModelError
+from hwsearch.model.data import load_splits
+from hwsearch.model.load import load_model
+from hwsearch.model.metric import TOP1
+from hwsearch.model.train import one_cycle, random_shift, train
+from hwsearch.zoo.digits import EPOCHS, train_digits_resnet20
+
+
+def tiny():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(32, 2)
+    )
+
+
+def stripes(n=96):
+    """Images that are brighter in the upper or in the left half."""
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 2, n)
+    images = rng.normal(size=(n, 1, 4, 4)).astype(np.float32)
+    images[targets == 0, :, :2] += 2
+    images[targets == 1, :, :, :2] += 2
+    return images, targets
+
+
+def test_training_learns_is_repeatable_and_leaves_eval_mode():
+    images, targets = stripes()
+    one, again, other = tiny(), tiny(), tiny()
+    seen = []
+    history = train(one, images, targets, epochs=6, batch=16, on_epoch=lambda epoch, loss: seen.append(epoch))
+    train(again, images, targets, epochs=6, batch=16)
+    train(other, images, targets, epochs=6, batch=16, seed=1)
+    assert seen == [1, 2, 3, 4, 5, 6]
+    assert history.losses[-1] < history.losses[0]
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), again.state_dict().values(), strict=True))
+    assert not torch.equal(one[0].weight, other[0].weight)
+    assert not one.training
+    assert one[0].weight.dtype == torch.float32
+    with torch.no_grad():
+        assert TOP1(one(torch.from_numpy(images)).numpy(), targets) > 0.9
+
+
+def test_training_leaves_the_global_random_state_alone():
+    module, before = tiny(), torch.random.get_rng_state()
+    train(module, *stripes(), epochs=1)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_fixed_weights_stay():
+    module = tiny()
+    module[0].weight.requires_grad_(False)
+    before = module[0].weight.clone()
+    train(module, *stripes(), epochs=1)
+    assert torch.equal(module[0].weight, before)
+
+
+def test_minutes():
+    started = time.perf_counter()
+    history = train(tiny(), *stripes(), minutes=0.01)
+    assert len(history.losses) >= 1
+    assert time.perf_counter() - started >= 0.6
+
+
+@pytest.mark.parametrize("duration", [{}, {"epochs": 1, "minutes": 1.0}])
+def test_exactly_one_duration(duration):
+    with pytest.raises(ValueError, match="either epochs or minutes"):
+        train(tiny(), *stripes(), **duration)
+
+
+def test_divergence_is_an_error():
+    with pytest.raises(ModelError, match="diverged in epoch"):
+        train(tiny(), *stripes(), epochs=20, lr=1e30, weight_decay=1.0)
+
+
+def test_one_cycle():
+    values = [one_cycle(i / 1000) for i in range(1001)]
+    assert values[0] == 0
+    assert max(values) == values[250] == 1
+    assert values[-1] == pytest.approx(0)
+    assert np.abs(np.diff(values)).max() < 0.005
+
+
+def test_random_shift_moves_images_and_pads_with_zeros():
+    images = torch.arange(1.0, 33).reshape(2, 1, 4, 4)
+    shifted = random_shift(1, flip=True)(images, torch.Generator().manual_seed(0))
+    assert shifted.shape == images.shape
+    for before, after in zip(images, shifted, strict=True):
+        moved = set(after.flatten().tolist()) - {0.0}
+        assert moved <= set(before.flatten().tolist())
+        assert len(moved) >= 9
+    assert torch.equal(random_shift(0)(images, torch.Generator()), images)
+
+
+@pytest.mark.slow
+def test_digits_demo_reaches_97_percent(tmp_path):
+    splits = load_splits(DataConfig(source="digits"), base_dir=Path())
+    epochs = []
+    train_digits_resnet20(splits, tmp_path / "w.pt", on_epoch=lambda epoch, loss: epochs.append(epoch))
+    assert epochs == list(range(1, EPOCHS + 1))
+    module = load_model("hwsearch.zoo.resnet:resnet20", weights=tmp_path / "w.pt")
+    with torch.no_grad():
+        accuracy = TOP1(module(torch.from_numpy(splits.report.inputs)).numpy(), splits.report.targets)
+    assert accuracy > 0.97
