@@ -415,8 +415,15 @@ def sums():
 
 def test_sums_are_recognised_however_they_are_written(sums):
     goals = record_goals(sums.module, Flow.of(sums.template), torch.from_numpy(images(4)), rows=100)
-    assert {name for name, goal in goals.items() if goal.total is not None} == {"outer.0", "outer.1", "outer.2"}
+    assert {name for name, goal in goals.items() if goal.in_sum} == {"outer.0", "outer.1", "outer.2"}
     assert goals.keys() == set(sums.template.layers)
+
+
+def test_of_two_layers_in_one_sum_the_larger_aims_at_it(resnet):
+    original = fold(resnet.module, resnet.template.folded)
+    goals = record_goals(original, Flow.of(resnet.template), torch.from_numpy(images(4)), rows=100)
+    blocks = [f"layer{stage}.0.conv2" for stage in (1, 2, 3)]
+    assert {name for name, goal in goals.items() if goal.in_sum} == set(blocks)
 
 
 @pytest.mark.parametrize("name", ["resnet", "separable", "sums"])

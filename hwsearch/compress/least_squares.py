@@ -41,13 +41,13 @@ class Goal:
 
     Attributes:
         positions: Output positions looked at [images, rows per image].
-        output: The layer's own result [rows, channels].
-        total: The residual sum it goes into, or None.
+        target: The layer's own result, or the residual sum it goes into [rows, channels].
+        in_sum: Which of the two. Of layers that go into one sum, the one with most weights aims at it.
     """
 
     positions: Tensor
-    output: Tensor
-    total: Tensor | None
+    target: Tensor
+    in_sum: bool
 
 
 def record_goals(module: nn.Module, flow: Flow, images: Tensor, *, rows: int) -> dict[str, Goal]:
@@ -60,36 +60,34 @@ def record_goals(module: nn.Module, flow: Flow, images: Tensor, *, rows: int) ->
         rows: About how many positions are looked at for a layer.
     """
     positions: dict[str, Tensor] = {}
-    outputs: dict[str, list[Tensor]] = {}
-    totals: dict[str, list[Tensor]] = {}
+    targets: dict[str, list[Tensor]] = {}
+    in_sum: set[str] = set()
     waiting: dict[int, tuple[str, Layer, Tensor]] = {}
     start = 0
 
-    def here(name: str) -> Tensor:
-        return positions[name][start : start + CHUNK_IMAGES]
+    def take(name: str, layer: Layer, values: Tensor) -> Tensor:
+        return take_outputs(layer, values, positions[name][start : start + len(values)])
 
     def look(name: str, layer: Layer, _: Tensor, output: Tensor) -> None:
         if name not in positions:
             positions[name] = sample_positions(name, len(images), output_positions(layer, output), rows)
-        outputs.setdefault(name, []).append(take_outputs(layer, output, here(name)))
+        targets.setdefault(name, []).append(take(name, layer, output))
         if name in flow.joined:
             waiting[id(output)] = name, layer, output  # holding the tensor keeps its id unique
 
-    def join(one: Tensor, other: Tensor) -> Tensor | None:
+    def join(one: Tensor, other: Tensor) -> None:
         found = [entry for tensor in (one, other) if (entry := waiting.pop(id(tensor), None))]
-        for name, layer, _ in found:
-            totals.setdefault(name, []).append(take_outputs(layer, one + other, here(name)))
-        return None
+        if found:
+            name, layer, _ = max(found, key=lambda entry: entry[1].weight.numel())
+            targets[name][-1] = take(name, layer, one + other)
+            in_sum.add(name)
 
     with torch.inference_mode(), watch(module, flow.template.layers, look), _Sums(join):
         for chunk in torch.split(images, CHUNK_IMAGES):
             module(chunk)
             waiting.clear()
             start += len(chunk)
-    return {
-        name: Goal(positions[name], torch.cat(parts), torch.cat(totals[name]) if name in totals else None)
-        for name, parts in outputs.items()
-    }
+    return {name: Goal(positions[name], torch.cat(parts), name in in_sum) for name, parts in targets.items()}
 
 
 def refit(
@@ -167,8 +165,8 @@ class _Pass:
 
     def forward(self, name: str, layer: Layer, inputs: Tensor) -> Tensor:
         """Stands in for the layer's own `forward`."""
-        if self._goals[name].total is None:
-            self._fit(name, layer, inputs, self._goals[name].output)
+        if not self._goals[name].in_sum:
+            self._fit(name, layer, inputs)
             return _apply(layer, inputs)
         shape = _apply(layer, inputs[:1]).shape[1:]
         promise = inputs.new_empty(len(inputs), *shape)  # never read: `join` puts the refitted result in its place
@@ -176,41 +174,32 @@ class _Pass:
         return promise
 
     def join(self, one: Tensor, other: Tensor) -> Tensor | None:
-        """The sum of two activations, after refitting the layers that end in it; None if there are none."""
-        found = [entry for tensor in (one, other) if (entry := self._waiting.pop(id(tensor), None))]
-        if not found:
-            return None
-        found.sort(key=lambda entry: entry[1].weight.numel())
-        name, layer, inputs, promise = found.pop()
-        shortcut = other if promise is one else one
-        for small_name, small, small_inputs, _ in found:
-            self._fit(small_name, small, small_inputs, self._goals[small_name].output)
-            shortcut = _apply(small, small_inputs)
-        total = self._goals[name].total
-        assert total is not None
-        self._fit(name, layer, inputs, total, shortcut)
-        return _apply(layer, inputs) + shortcut
+        """The sum of two activations, after refitting the layer that waits for it; None if there is none."""
+        for promise, shortcut in ((one, other), (other, one)):
+            if id(promise) in self._waiting:
+                name, layer, inputs, _ = self._waiting.pop(id(promise))
+                self._fit(name, layer, inputs, shortcut)
+                return _apply(layer, inputs) + shortcut
+        return None
 
-    def _fit(self, name: str, layer: Layer, inputs: Tensor, target: Tensor, shortcut: Tensor | None = None) -> None:
-        positions = self._goals[name].positions
-        if name in self._kept:
-            target = target[:, self._kept[name]]
+    def _fit(self, name: str, layer: Layer, inputs: Tensor, shortcut: Tensor | None = None) -> None:
+        goal = self._goals[name]
+        target = goal.target[:, self._kept[name]] if name in self._kept else goal.target
         groups = getattr(layer, "groups", 1)
-        offset = None if shortcut is None else _grouped(take_outputs(layer, shortcut, positions), groups)
         found = solve(
-            take_inputs(layer, inputs, positions),
+            take_inputs(layer, inputs, goal.positions),
             _matrix(layer, groups),
             _grouped(target, groups),
-            offset=offset,
+            offset=None if shortcut is None else _grouped(take_outputs(layer, shortcut, goal.positions), groups),
             ridge=self._ridge,
-            rectify=self._rectify if self._is_rectified(name, shortcut) else 0,
+            rectify=self._rectify if self._is_rectified(name) else 0,
         )
         flat = found.transpose(1, 2).flatten(0, 1)
         write_parameters(layer, flat[:, :-1].reshape(layer.weight.shape), flat[:, -1])
 
-    def _is_rectified(self, name: str, shortcut: Tensor | None) -> bool:
-        """Whether only a ReLU follows what is being fitted: the sum of a joined layer, the result of any other."""
-        return name in self._flow.rectified and (name in self._flow.joined) == (shortcut is not None)
+    def _is_rectified(self, name: str) -> bool:
+        """Whether only ReLUs read what is being fitted: the sum if there is one, the layer's own result if not."""
+        return name in self._flow.rectified and self._goals[name].in_sum == (name in self._flow.joined)
 
 
 class _Sums(TorchFunctionMode):
