@@ -12,6 +12,8 @@ from hwsearch.report.layer_frames import UNATTRIBUTED
 from hwsearch.report.links import linked
 
 HEIGHTS = {"requested": 2, "executed": 1}
+MAX_SLANTED = 40
+"""Up to this many columns there is room for slanted labels."""
 
 
 def layer_latency(layers: pd.DataFrame) -> go.Figure:
@@ -29,29 +31,33 @@ def layer_latency(layers: pd.DataFrame) -> go.Figure:
     position = {name: i for i, name in enumerate(names)}
     alive = layers[~layers["dropped"].astype(bool)].assign(x=layers["layer"].map(position))
     own, glue = alive[alive["layer"] != UNATTRIBUTED], alive[alive["layer"] == UNATTRIBUTED]
-    pairs = _pairs(own)
+    pairs, size = _pairs(own), max(4, min(13, 640 // max(1, len(names))))
     for requested, executed, rows in pairs:
         figure.add_trace(_bars(rows, requested, executed))
-        figure.add_traces([_squares(rows, requested, executed, strip) for strip in HEIGHTS])
+        figure.add_traces([_squares(rows, requested, executed, strip, size) for strip in HEIGHTS])
     figure.add_trace(_unattributed(glue))
     figure.add_trace(_dropped(layers[layers["dropped"].astype(bool)].assign(x=layers["layer"].map(position))))
     style.add_key(figure, {executed or "not reported": style.format_colour(executed) for _, executed, _ in pairs})
     _key_of_mismatches(figure, own)
+    _lay_out(figure, names)
+    return figure
+
+
+def _lay_out(figure: go.Figure, names: list[str]) -> None:
+    """Time above, the two strips below, one column per name; narrow columns get small upright labels."""
+    narrow = len(names) > MAX_SLANTED
     figure.update_layout(barmode="stack", bargap=0.18, legend_traceorder="normal", yaxis2=_strips_axis())
     figure.update_xaxes(
-        tickvals=list(position.values()), ticktext=names, tickangle=-60, tickfont={"size": 11}, anchor="y2",
-        range=[-0.6, len(names) - 0.4], showgrid=False,
-    )  # fmt: skip
-    figure.update_layout(
-        yaxis={
-            "title": {"text": "share of profiled time"},
-            "tickformat": ".0%",
-            "domain": [0.2, 1],
-            "rangemode": "tozero",
-            "fixedrange": True,
-        }
+        tickvals=list(range(len(names))),
+        ticktext=names,
+        tickangle=-90 if narrow else -60,
+        tickfont={"size": 8.5 if narrow else 11},
+        anchor="y2",
+        range=[-0.6, len(names) - 0.4],
+        showgrid=False,
     )
-    return figure
+    figure.layout.yaxis.update(tickformat=".1~%", domain=[0.2, 1], rangemode="tozero", fixedrange=True)
+    figure.layout.yaxis.title.text = "share of profiled time"
 
 
 def _pairs(own: pd.DataFrame) -> list[tuple[str, str | None, pd.DataFrame]]:
@@ -108,7 +114,7 @@ def _hatching() -> dict[str, Any]:
     return {"shape": "/", "fgcolor": style.NEUTRAL, "size": 6, "solidity": 0.2}
 
 
-def _squares(rows: pd.DataFrame, requested: str, executed: str | None, strip: str) -> go.Scatter:
+def _squares(rows: pd.DataFrame, requested: str, executed: str | None, strip: str, size: int) -> go.Scatter:
     """The strip under the bars that says what was requested, or what was executed, of each layer."""
     name = requested if strip == "requested" else executed
     wrong = strip == "executed" and executed is not None and executed != requested
@@ -119,7 +125,7 @@ def _squares(rows: pd.DataFrame, requested: str, executed: str | None, strip: st
         mode="markers",
         marker={
             "symbol": "square" if name else "square-open",
-            "size": 13,
+            "size": size,
             "color": style.format_colour(name),
             "line": {"width": 2.5 if wrong else 1, "color": style.ALERT if wrong else style.format_colour(name)},
         },

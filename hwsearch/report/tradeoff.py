@@ -123,7 +123,7 @@ def _front_line(frame: pd.DataFrame, units: Units) -> go.Scatter:
         y=rows["shown"].tolist(),
         mode="lines",
         line={"color": style.FRONT, "width": 1.5, "shape": "hv"},
-        opacity=0.6,
+        opacity=0.8,
         hoverinfo="skip",
         showlegend=False,
     )

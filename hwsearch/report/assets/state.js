@@ -84,7 +84,7 @@ function interval(low, high, decimals) {
 function exportCommand(row) {
   const text = command(row);
   const code = el("code", { title: text }, text);
-  const button = el("button", { type: "button", "aria-label": `Copy the export command of ${row.key}` }, "Copy");
+  const button = el("button", { type: "button", title: text, "aria-label": `Copy the export command of ${row.key}` }, "Copy");
   button.addEventListener("click", async () => {
     button.textContent = (await copied(text, code)) ? "Copied" : "Select";
     setTimeout(() => { button.textContent = "Copy"; }, 1500);

@@ -24,7 +24,7 @@ const clipped = (text) => el("span", { class: "clipped", title: text }, text);
 
 function statusMark(row) {
   const colour = row.baseline ? report.colours[row.baseline] : report.colours[row.status];
-  const open = row.status === "finalist" || row.status === "infeasible" || (row.status === "front" && !row.final);
+  const open = !row.baseline && (row.status === "finalist" || row.status === "infeasible" || (row.status === "front" && !row.final));
   const look = `border-color:${colour};` + (open ? "" : `background:${colour}`);
   const words = [row.baseline ? "baseline" : null, row.baseline && row.status !== "front" ? null : row.status];
   const over = Object.entries(row.violations).map(([name, by]) => `${name} over by ${by.toPrecision(3)}`).join(", ");
