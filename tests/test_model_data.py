@@ -245,6 +245,12 @@ def test_missing_folders(tmp_path):
         load_splits(DataConfig(source="cifar10", path=str(tmp_path)), base_dir=tmp_path)
 
 
+@pytest.mark.parametrize("settings", [{"image_size": 32}, {"path": "somewhere"}])
+def test_a_setting_without_effect_is_refused(settings, tmp_path):
+    with pytest.raises(DataError, match=r"has no effect on the source `digits`"):
+        load_splits(DataConfig(source="digits", **settings), base_dir=tmp_path)
+
+
 def images(folder, n, seed):
     image = pytest.importorskip("PIL.Image")
     rng = np.random.default_rng(seed)

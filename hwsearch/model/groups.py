@@ -185,9 +185,15 @@ def _with_sound_shapes(
             shape = ()
         if shape == expected:
             sound.append(group)
-        elif shape[:1] + shape[2:] != expected[:1] + expected[2:]:
+        elif not _narrower(shape, expected):
             refused[group.name] = "the network fixes this number of channels, for example in a reshape"
     return sound
+
+
+def _narrower(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    """Whether one axis of the output shrank: then the group is the output's own width."""
+    smaller = [one < other for one, other in zip(shape, expected, strict=False) if one != other]
+    return len(shape) == len(expected) and smaller == [True] and shape[0] == expected[0]
 
 
 def _with_free_order(

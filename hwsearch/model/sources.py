@@ -36,6 +36,7 @@ def load_pools(config: Any, *, base_dir: Path) -> Pools:
         DataError: the source is not known, or what it reads is missing or malformed.
     """
     built_in: dict[str, Callable[[Any, Path], Pools]] = {"digits": _digits, "cifar10": _cifar10, "folder": _folder}
+    _refuse_unused(config)
     if config.source in built_in:
         return built_in[config.source](config, base_dir)
     if ":" not in config.source:
@@ -50,6 +51,17 @@ def load_pools(config: Any, *, base_dir: Path) -> Pools:
     except Exception as error:
         raise DataError(f"data factory `{config.source}` failed", where=one_line(error)) from error
     return pools_from(value, config)
+
+
+def _refuse_unused(config: Any) -> None:
+    """A setting that would have no effect is a mistake."""
+    uses = {"image_size": ("folder",), "path": ("folder", "cifar10")}
+    for name, sources in uses.items():
+        if getattr(config, name) is not None and config.source not in sources:
+            raise DataError(
+                f"data.{name} has no effect on the source `{config.source}`",
+                allowed=f"{name} with the sources " + ", ".join(sources),
+            )
 
 
 def pools_from(value: Any, config: Any) -> Pools:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, cast
 
 import numpy as np
@@ -25,6 +26,9 @@ from hwsearch.model.foreign import quiet, root_cause
 from hwsearch.types import Branch
 
 OPSET = 20
+
+SMALL = 64
+"""Constants of this many numbers or fewer, such as the scales of a resize, may decide shapes."""
 
 Parameters = Mapping[str, NDArray[np.float32]]
 
@@ -78,8 +82,17 @@ class Template:
         Raises:
             onnx.shape_inference.InferenceError: some shapes do not fit together.
         """
-        model = self.bind(parameters)
-        _declare_only(model.graph)
+        model, parameters = onnx.ModelProto(), parameters or {}
+        model.CopyFrom(self.skeleton)
+        for name, tensor in self.initializers.items():
+            if name in parameters:
+                shape = parameters[name].shape
+                _declare(model.graph, name, shape[::-1] if name in self.transposed else shape)
+            elif tensor.data_type == onnx.TensorProto.FLOAT and prod(tensor.dims) > SMALL:
+                _declare(model.graph, name, tensor.dims)
+            else:
+                model.graph.initializer.append(tensor)
+        _follow_depthwise_width(model.graph, parameters)
         model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch
         model.graph.output[0].type.tensor_type.ClearField("shape")
         inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
@@ -246,15 +259,9 @@ def _follow_depthwise_width(graph: onnx.GraphProto, parameters: Parameters) -> N
                 attribute.i = weight.shape[0]
 
 
-def _declare_only(graph: onnx.GraphProto) -> None:
-    """Turn float initialisers into inputs of the same shape: inference needs no values, and copying them costs."""
-    tensors = list(graph.initializer)
-    graph.ClearField("initializer")
-    for tensor in tensors:
-        if tensor.data_type == onnx.TensorProto.FLOAT:
-            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
-        else:
-            graph.initializer.append(tensor)
+def _declare(graph: onnx.GraphProto, name: str, shape: Sequence[int]) -> None:
+    """Make a parameter an input: shape inference needs no values, and copying large ones costs."""
+    graph.input.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, list(shape)))
 
 
 def _bypass(graph: onnx.GraphProto, add_name: str, branch_input: int) -> None:
