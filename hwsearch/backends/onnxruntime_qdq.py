@@ -21,13 +21,16 @@ from hwsearch.backends.qdq import (
     quantize_layer,
     range_of,
 )
-from hwsearch.backends.rewrite import Graph, invalid
+from hwsearch.backends.rewrite import ACTIVATIONS, Graph, invalid
 from hwsearch.types import TensorRange
 
 PRECISIONS = ("fp32", "int8")
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
-"""Layers whose int8 kernel writes int8; matrix products can write floats."""
+"""Layers whose int8 kernel writes int8; that of a matrix product can write floats, if no activation follows."""
+
+WEIGHTED = frozenset({*CONVOLUTIONS, "Gemm", "MatMul"})
+"""Operations that may have a weight."""
 
 KEEPS_SCALE = frozenset({"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice"})
 """Operations that move values without changing them: their output is quantised like their input."""
@@ -43,8 +46,9 @@ def quantized_tensors(graph: Graph, layers: Iterable[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for node in graph.layers(layers):
         found[node.input[0]] = node.input[0]
-        if node.op_type in CONVOLUTIONS:
-            output = graph.folded_output(node)
+        output = graph.folded_output(node)
+        producer = graph.producer[output]
+        if node.op_type in CONVOLUTIONS or producer.op_type in ACTIVATIONS:
             found[output] = output
     for node in graph.nodes:
         if node.op_type in KEEPS_SCALE and node.input[0] in found and node.output[0] not in graph.outputs:
@@ -91,10 +95,11 @@ def _keep_float(graph: Graph, quantized: Container[str], int8: Container[str]) -
     """Write float layers that read a quantised tensor as the runtime's own fused operators.
 
     Its `WeightBiasQuantization` pass rounds the weights of any other Conv or Gemm behind a DequantizeLinear to int8
-    with one scale per tensor, unasked. The fused operators compute the same, as fast, and are left alone.
+    with one scale per tensor, unasked, and it turns MatMul and Add into Gemm. The fused operators compute the same, as
+    fast, and are left alone.
     """
     for node in graph.nodes:
-        if node.op_type not in {*CONVOLUTIONS, "Gemm"} or node.name in int8 or node.input[0] not in quantized:
+        if node.op_type not in WEIGHTED or node.name in int8 or node.input[0] not in quantized:
             continue
         if node.op_type == "ConvTranspose":
             raise invalid(f"onnxruntime would quantise `{node.name}`, which reads the output of an int8 layer")

@@ -13,7 +13,6 @@ from hwsearch.backends.readback import complete, layer_time
 from hwsearch.types import LayerTime
 
 _WARM_UPS, _RUNS = 2, 20
-_NOT_EXECUTED = frozenset({"Const", "Input", "Output"})
 _PRODUCTS = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul"})
 _SILENT = frozenset({"Reorder", "Reshape", "Transpose", "Convert", "Subgraph"})
 _PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "u8": "int8", "i8": "int8"}
@@ -22,14 +21,30 @@ _PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "u8": "int8", "i8":
 def inspect(path: str, precision: Mapping[str, str], options: RunOptions) -> tuple[LayerTime, ...]:
     """Every node that runs, in order, then the layers of `precision` that no node could be traced to.
 
-    ``ms`` is the mean over a few profiled runs. Nodes the plugin computed while compiling are left out.
-    The plugin states one precision for a fused subgraph, whatever is inside: there ``executed`` is unknown.
+    ``ms`` is the mean over a few profiled runs.     The plugin states one precision for a fused subgraph, whatever is inside: there ``executed`` is unknown.
     """
     compiled = compile_model(path, options, PERF_COUNT=True)
     times = _profile(compiled)
-    nodes = [facts for facts in map(_facts, compiled.get_runtime_model().get_ordered_ops()) if facts["name"] in times]
+    nodes = [_facts(node) for node in _executed_nodes(compiled)]
     origins = _origins(nodes, precision)
     return complete((_time(facts, times, origins, precision) for facts in nodes), precision)
+
+
+def _executed_nodes(compiled: Any) -> list[Any]:
+    """Nodes that run for every inference, in order: neither ends of the graph nor computed from constants only.
+
+    The profiler's own status is no help: it also calls nodes of less than a microsecond not executed.
+    """
+    constant: set[str] = set()
+    executed = []
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        kind = _facts(node)["layerType"]
+        sources = [node.input_value(i).get_node().get_friendly_name() for i in range(node.get_input_size())]
+        if kind == "Const" or (sources and constant.issuperset(sources)):
+            constant.add(node.get_friendly_name())
+        elif kind not in ("Input", "Output"):
+            executed.append(node)
+    return executed
 
 
 def _origins(nodes: Sequence[Mapping[str, str]], layers: Container[str]) -> dict[str, list[str]]:
@@ -47,7 +62,7 @@ def _origins(nodes: Sequence[Mapping[str, str]], layers: Container[str]) -> dict
 
 
 def _profile(compiled: Any) -> dict[str, float]:
-    """Name of each executed node -> mean milliseconds, without the first runs, in which kernels are still compiled.
+    """Node -> mean milliseconds, without the first runs, in which kernels are still compiled.
 
     The plugin's counters only give means since the beginning, hence the difference of two totals.
     """
@@ -64,13 +79,7 @@ def _profile(compiled: Any) -> dict[str, float]:
 
 
 def _means(request: Any) -> dict[str, float]:
-    from openvino import ProfilingInfo
-
-    return {
-        info.node_name: info.real_time.total_seconds() * 1e3
-        for info in request.profiling_info
-        if info.status == ProfilingInfo.Status.EXECUTED and info.node_type not in _NOT_EXECUTED
-    }
+    return {info.node_name: info.real_time.total_seconds() * 1e3 for info in request.profiling_info}
 
 
 def _facts(node: Any) -> dict[str, str]:
@@ -91,5 +100,5 @@ def _time(
         source_layers=origins.get(facts["name"], ()),
         precision=precision,
         executed=None if kind in _SILENT else _PRECISIONS.get(facts.get("runtimePrecision", "")),
-        ms=times[facts["name"]],
+        ms=times.get(facts["name"]),
     )

@@ -103,34 +103,27 @@ def quantize_layer(graph: Graph, node: onnx.NodeProto, levels: int, input_scale:
     """
     axis = output_axis(node)
     weight = graph.constant(node.input[1], node.name)
-    has_bias = len(node.input) > 2 and node.input[2] != ""
-    bias = graph.constant(node.input[2], node.name).reshape(-1) if has_bias else np.zeros(1, np.float32)
-    stored, scale = quantize_weight(weight, axis, levels, np.abs(bias) / (input_scale * _INT32_HEADROOM))
-    _dequantize(graph, node, 1, stored, scale, axis)
-    if has_bias:
+    place = graph.bias(node)
+    bias = None if place is None else graph.constant(place[0].input[place[1]], node.name).reshape(-1)
+    smallest = 0.0 if bias is None else np.abs(bias) / (input_scale * _INT32_HEADROOM)
+    stored, scale = quantize_weight(weight, axis, levels, smallest)
+    graph.feed(node, 1, [_dequantize(graph, f"{node.name}.weight", stored, scale, axis)])
+    if place is not None and bias is not None:
         bias_scale = (np.float32(input_scale) * scale).astype(np.float32)
-        _dequantize(graph, node, 2, np.rint(bias / bias_scale).astype(np.int32), bias_scale, 0)
+        integers = np.rint(bias / bias_scale).astype(np.int32)
+        graph.feed(*place, [_dequantize(graph, f"{node.name}.bias", integers, bias_scale, 0)])
 
 
 def _dequantize(
-    graph: Graph,
-    node: onnx.NodeProto,
-    index: int,
-    stored: NDArray[np.int8] | NDArray[np.int32],
-    scale: NDArray[np.float32],
-    axis: int,
-) -> None:
-    """Feed input `index` of `node` from a stored integer constant through its own DequantizeLinear."""
-    name = f"{node.name}.{'weight' if index == 1 else 'bias'}"
+    graph: Graph, name: str, stored: NDArray[np.int8] | NDArray[np.int32], scale: NDArray[np.float32], axis: int
+) -> onnx.NodeProto:
+    """The node that turns a stored integer constant into floats."""
     inputs = [
         graph.store(f"{name}_quantized", stored),
         graph.store(f"{name}_scale", scale),
         graph.store(f"{name}_zero_point", np.zeros(scale.shape, stored.dtype)),
     ]
-    output = f"{name}_dequantized"
-    graph.feed(
-        node, index, [helper.make_node("DequantizeLinear", inputs, [output], name=f"{name}_dequantize", axis=axis)]
-    )
+    return helper.make_node("DequantizeLinear", inputs, [f"{name}_dequantized"], name=f"{name}_dequantize", axis=axis)
 
 
 def check_precisions(precision: Mapping[str, str], allowed: Iterable[str], backend: str) -> None:

@@ -15,6 +15,9 @@ from hwsearch.errors import EvaluationError
 ACTIVATIONS = frozenset({"Relu", "Clip"})
 """Operations that runtimes fold into the convolution, addition or product before them."""
 
+BIASED = frozenset({"Conv", "ConvTranspose", "Gemm"})
+"""Operations whose third input is a bias."""
+
 
 class Graph:
     """A private copy of a model, indexed by tensor, that collects rewrites until `finish`."""
@@ -49,12 +52,28 @@ class Graph:
         return found
 
     def folded_output(self, node: onnx.NodeProto) -> str:
-        """The first tensor after `node` that its runtime kernel writes: past an activation that only it feeds."""
-        name: str = node.output[0]
+        """The tensor that the kernel of `node` writes: past the bias and the activation that only it feeds."""
+        place = self.bias(node)
+        name: str = (node if place is None else place[0]).output[0]
+        reader = self._only_reader(name)
+        return str(reader.output[0]) if reader is not None and reader.op_type in ACTIVATIONS else name
+
+    def bias(self, node: onnx.NodeProto) -> tuple[onnx.NodeProto, int] | None:
+        """Where a layer's constant bias is read: node and input; for a MatMul the addition that only it feeds."""
+        if node.op_type == "MatMul":
+            reader = self._only_reader(node.output[0])
+            if reader is None or reader.op_type != "Add":
+                return None
+            index = 1 - list(reader.input).index(node.output[0])
+            return (reader, index) if self._is_vector(reader.input[index]) else None
+        return (node, 2) if node.op_type in BIASED and len(node.input) > 2 and node.input[2] else None
+
+    def _only_reader(self, name: str) -> onnx.NodeProto | None:
         readers = self.consumers[name]
-        if name not in self.outputs and len(readers) == 1 and readers[0].op_type in ACTIVATIONS:
-            return str(readers[0].output[0])
-        return name
+        return readers[0] if len(readers) == 1 and name not in self.outputs else None
+
+    def _is_vector(self, name: str) -> bool:
+        return name in self.initializers and len(self.initializers[name].dims) == 1
 
     def constant(self, name: str, layer: str) -> NDArray[Any]:
         """Value of an initialiser that `layer` reads.
