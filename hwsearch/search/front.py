@@ -77,11 +77,10 @@ def assemble(
             )
         )
     points.sort(key=lambda p: p.latency.best_ms)
+    winners = undominated(points)
     marked = tuple(
         dataclasses.replace(
-            p,
-            on_front=not any(beats(other, p) for other in points),
-            tied_with=tuple(o.key for o in points if tied(o, p)),
+            p, on_front=p.key in winners, tied_with=tuple(other.key for other in points if tied(other, p))
         )
         for p in points
     )
@@ -118,28 +117,39 @@ def costs_of(accuracy: Accuracy, latency: Latency) -> tuple[float, float]:
     return (-accuracy.value if accuracy.higher_is_better else accuracy.value, latency.best_ms)
 
 
-def beats(one: FrontPoint, other: FrontPoint) -> bool:
-    """Whether `one` is better by more than the noise in accuracy or latency, and in neither worse by more than it."""
-    differences = _compare(one, other)
-    return -1 in differences and 1 not in differences
+def undominated(points: Sequence[FrontPoint]) -> set[str]:
+    """Keys of the points on the front.
+
+    From the most accurate down, a point stays unless one that stays is at least as accurate, not slower beyond the
+    noise, and better beyond the noise in something. Accuracies are compared by value, as the examples are the same;
+    latencies by their intervals.
+    """
+    by_accuracy = sorted(points, key=lambda p: costs_of(p.accuracy, p.latency))
+    kept: list[FrontPoint] = []
+    for point in by_accuracy:
+        if not any(_better_beyond_noise(other, point) for other in kept):
+            kept.append(point)
+    return {point.key for point in kept}
 
 
 def tied(one: FrontPoint, other: FrontPoint) -> bool:
     """Whether two different points differ by no more than the noise, in accuracy and in latency."""
-    return one.key != other.key and _compare(one, other) == (0, 0)
+    return one.key != other.key and not (_accuracies_differ(one, other) or _latencies_differ(one, other))
 
 
-def _compare(one: FrontPoint, other: FrontPoint) -> tuple[int, int]:
-    """Sign of the difference in accuracy and latency cost; 0 where intervals overlap."""
-    flip = -1 if one.accuracy.higher_is_better else 1
-    accuracy = flip * _order(_accuracy_interval(one), _accuracy_interval(other))
-    return accuracy, _order(one.latency.ci95_ms, other.latency.ci95_ms)
+def _better_beyond_noise(one: FrontPoint, other: FrontPoint) -> bool:
+    """Whether `one`, which is at least as accurate, leaves no reason to choose `other`."""
+    if _latencies_differ(one, other):
+        return one.latency.best_ms < other.latency.best_ms
+    return _accuracies_differ(one, other)
 
 
-def _order(a: tuple[float, float], b: tuple[float, float]) -> int:
-    if intervals_overlap(a, b):
-        return 0
-    return -1 if a[0] < b[0] else 1
+def _latencies_differ(one: FrontPoint, other: FrontPoint) -> bool:
+    return not intervals_overlap(one.latency.ci95_ms, other.latency.ci95_ms)
+
+
+def _accuracies_differ(one: FrontPoint, other: FrontPoint) -> bool:
+    return not intervals_overlap(_accuracy_interval(one), _accuracy_interval(other))
 
 
 def _accuracy_interval(point: FrontPoint) -> tuple[float, float]:

@@ -1,0 +1,74 @@
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hwsearch.model.metric import wilson_interval
+from hwsearch.search.front import tied, undominated
+from hwsearch.search.pareto import front_mask
+from hwsearch.types import Accuracy, FrontPoint, Latency
+
+
+def point(key, correct, ms, examples=1000, half_width=0.01):
+    return FrontPoint(
+        key=key,
+        trial=0,
+        baseline=None,
+        accuracy=Accuracy(
+            metric="top1",
+            value=correct / examples,
+            higher_is_better=True,
+            examples=examples,
+            ci95=wilson_interval(correct, examples),
+            split="report",
+            data_hash="",
+        ),
+        latency=Latency(
+            best_ms=ms,
+            median_ms=ms,
+            p90_ms=ms,
+            p99_ms=ms,
+            ci95_ms=(ms * (1 - half_width), ms * (1 + half_width)),
+            rounds=1,
+            samples=1,
+            batch=1,
+            source="measured",
+            sigma_ms=0.0,
+        ),
+        size_bytes=1,
+        params=1,
+        macs=1,
+        on_front=False,
+    )
+
+
+def test_a_model_as_fast_and_clearly_more_accurate_hides_the_other():
+    assert undominated([point("good", 900, 1.0), point("bad", 700, 0.999)]) == {"good"}
+
+
+def test_a_chain_of_overlapping_accuracies_does_not_collapse():
+    chain = [point(str(i), 870 + 5 * i, 1.0 + 0.1 * i) for i in range(10)]
+    assert undominated(chain) == {p.key for p in chain}
+
+
+def test_a_chain_of_overlapping_latencies_keeps_its_ends():
+    chain = [point(str(i), 300 + 100 * i, 1.0 + 0.015 * i) for i in range(5)]
+    found = undominated(chain)
+    assert "4" in found
+    assert "0" in found
+
+
+def test_points_within_the_noise_of_each_other_all_stay_and_are_tied():
+    a, b = point("a", 900, 1.0), point("b", 902, 1.005)
+    assert undominated([a, b]) == {"a", "b"}
+    assert tied(a, b)
+    assert not tied(a, a)
+
+
+points = st.lists(st.tuples(st.integers(0, 100), st.integers(1, 100)), min_size=1, max_size=8, unique=True)
+
+
+@given(points)
+def test_without_noise_in_latency_it_is_the_plain_front(values):
+    found = undominated([point(str(i), 10 * c, ms, half_width=0.0) for i, (c, ms) in enumerate(values)])
+    mask = front_mask([(-c, ms) for c, ms in values])
+    assert found == {str(i) for i in np.flatnonzero(mask)}
