@@ -355,8 +355,8 @@ class Latency:
         sigma_ms: Standard error used by the search.
         reference_ms: The reference model's `best_ms` in the same campaign, or None.
         contaminated: Rounds marked as disturbed.
-        reference_ratio, reference_ratio_ci95: Multiple of the reference's latency, paired round by round; steadier
-            than `best_ms` when the machine is slow for longer than the campaign.
+        reference_ratio, reference_ratio_ci95: Multiple of the reference's latency in the same rounds; steadier than
+            `best_ms` when the machine is slow for longer than the campaign.
     """
 
     best_ms: float

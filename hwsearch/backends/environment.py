@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from hwsearch.backends.timing import Clock, Samples, TimingPolicy, compare, measure_interleaved
+from hwsearch.backends.campaign import Clock, Step, measure_interleaved
+from hwsearch.backends.timing import Samples, TimingPolicy, compare
 
 CGROUP_WITHOUT_LIMIT = "max"
 
@@ -136,9 +136,7 @@ class Noise:
     verdict: Literal["quiet", "usable", "noisy"]
 
 
-def probe_noise(
-    seconds: float = 5.0, *, clock: Clock = time.perf_counter_ns, work: Callable[[], None] | None = None
-) -> Noise:
+def probe_noise(seconds: float = 5.0, *, clock: Clock = time.perf_counter_ns, work: Step | None = None) -> Noise:
     """How noisy this machine is for about `seconds` seconds of measuring.
 
     Args:
@@ -151,7 +149,7 @@ def probe_noise(
     deadline = clock() + seconds * 1e9
     windows: list[tuple[Samples, Samples]] = []
     while len(windows) < 5 or clock() < deadline:
-        both = measure_interleaved({"one": step, "other": step}, policy, clock)
+        both = measure_interleaved({"one": [step], "other": [step]}, policy, clock)
         windows.append((both["one"], both["other"]))
     return _judge(windows)
 
@@ -172,7 +170,7 @@ def _judge(windows: list[tuple[Samples, Samples]]) -> Noise:
     )
 
 
-def _matrix_products() -> Callable[[], None]:
+def _matrix_products() -> Step:
     """Small float32 products over a megabyte: arithmetic and cache traffic like a small network's, in one thread."""
     left, right = np.random.default_rng(0).standard_normal((2, 32, 48, 48), dtype=np.float32)
     out = np.empty_like(left)
