@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
 
-from hwsearch.latency.fit import Column, Matrix, design_matrix, prior_covariance
-from hwsearch.latency.grid import Axes, Node, axes_of, features, thinned
-from hwsearch.latency.kernels import Kind, Plan, Shapes, Unit, Width, compiled_units, read_plan
+from hwsearch.latency.fit import Matrix, design_matrix, prior_covariance
+from hwsearch.latency.grid import Axes, axes_of, features, thinned
+from hwsearch.latency.kernels import Column, Kind, Node, Shapes, Unit, Width, compiled_units, read_plan
 from hwsearch.latency.micro import MicroModel, chain, pieces, repeatable
+from hwsearch.latency.network import NetworkUnits
 from hwsearch.model.channels import take_channels
 from hwsearch.model.graph import Network
-from hwsearch.model.template import Template, folded_parameters
+from hwsearch.model.template import Parameters, Template, folded_parameters
 from hwsearch.space.space import decode, dimensions
 from hwsearch.types import Candidate, SearchSpace
 
@@ -28,10 +29,8 @@ MOST_WIDTHS = 8  # nodes on each axis of a grid
 LONGEST = 3  # pieces in a window
 REPEATS = (1, 4)
 ROUGH = (1.0, 1e-3, 3e-4, 3e-5, 3e-5)  # µs per feature of `grid.features`: enough to plan with
-NOISE = 0.01
-
-Quantized = Callable[[onnx.ModelProto, Mapping[str, str]], Collection[str]]
-"""What `Backend.tensors_to_observe` answers."""
+NOISE = 0.01  # of a measurement, relative
+INTEGER_SHARES = (0.0, 0.1, 0.5, 0.5, 0.5, 0.9, 1.0)  # of the layers, in the candidates drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +50,12 @@ class Drawer:
     Args:
         network: The traced original.
         space: Candidates come from here.
-        quantized: The backend's own rule for what is quantised.
+        reader: Of the same network.
         seed: Of every draw.
     """
 
-    def __init__(self, network: Network, space: SearchSpace, quantized: Quantized, seed: int = 0) -> None:
-        self._network, self._space, self._quantized = network, space, quantized
+    def __init__(self, network: Network, space: SearchSpace, reader: NetworkUnits, seed: int = 0) -> None:
+        self._source, self._space, self._reader = network.source, space, reader
         self._random = random.Random(seed)  # noqa: S311 - a draw, not a secret
         self._parameters = folded_parameters(network.module, network.template.folded)
         self.widths = {name: thinned(widths, MOST_WIDTHS) for name, widths in space.widths.items()}
@@ -65,36 +64,20 @@ class Drawer:
     def candidate(self, *, any_width: bool = False) -> Candidate:
         """A random candidate, from all floating point to all quantised; on the grid's widths unless `any_width`."""
         space = self._space if any_width else self._coarse
-        share = self._random.choice((0.0, 0.1, 0.5, 0.5, 0.5, 0.9, 1.0))
+        share = self._random.choice(INTEGER_SHARES)
         numbers = {}
         for dimension in dimensions(space):
-            numbers[dimension.name] = self._random.randrange(dimension.size)
-            if dimension.name.startswith("precision:") and self._random.random() >= share:
-                numbers[dimension.name] = dimension.size - 1
-            elif dimension.name.startswith("precision:"):
-                numbers[dimension.name] = self._random.randrange(dimension.size - 1)
-        return decode(space, self._network.source, numbers)
-
-    def template(self, candidate: Candidate) -> Template:
-        """The network's template without the branches the candidate drops."""
-        source = self._network.source
-        return self._network.template.without_branches([b for b in source.branches if b.name in candidate.dropped])
+            number = self._random.randrange(dimension.size)
+            if dimension.name.startswith("precision:"):
+                integer = self._random.random() < share
+                number = self._random.randrange(dimension.size - 1) if integer else dimension.size - 1
+            numbers[dimension.name] = number
+        return decode(space, self._source, numbers)
 
     def bound(self, candidate: Candidate) -> tuple[Template, onnx.ModelProto, Shapes]:
         """The candidate as a float model; which channels stay makes no difference to its latency."""
-        template, parameters = self.template(candidate), self._pruned(candidate)
+        template, parameters = self._reader.without(candidate.dropped), self._pruned(candidate)
         return template, template.bind(parameters), template.shapes(parameters=parameters)
-
-    def units(self, candidate: Candidate) -> list[Unit]:
-        """Units of a whole candidate, their widths in terms of its prune groups."""
-        template = self.template(candidate)
-        plan = read_plan(template.skeleton, template.layers, template.shapes(), self._network.source)
-        return self._compiled(plan, template.skeleton, candidate.precision, candidate.float_precision)
-
-    def counts(self, candidate: Candidate) -> Counter[Column]:
-        """Units of a whole candidate at its own widths."""
-        keep = {group.name: group.channels for group in self._network.source.groups} | candidate.keep
-        return Counter((u.kind, (u.inputs.channels(keep), u.outputs.channels(keep))) for u in self.units(candidate))
 
     def drafts(self, candidates: int, windows: int) -> list[Draft]:
         """Windows of random candidates."""
@@ -108,7 +91,7 @@ class Drawer:
         return micro, {name: draft.candidate.precision[layer] for name, layer in micro.layers.items()}
 
     def _windows(self, candidate: Candidate, windows: int) -> list[Draft]:
-        template = self.template(candidate)
+        template = self._reader.without(candidate.dropped)
         shapes = template.shapes(parameters=self._pruned(candidate))
         cut = pieces(template.skeleton.graph, template.layers)
         drafts = []
@@ -117,22 +100,20 @@ class Drawer:
             parts = cut[first : first + self._random.randint(1, LONGEST)]
             inner = first + len(parts) < len(cut)
             repeats = self._random.choice(REPEATS) if inner and repeatable(shapes, parts) else 1
-            micro = chain(template.skeleton, shapes, template.layers, parts * repeats)
-            precision = {name: candidate.precision[layer] for name, layer in micro.layers.items()}
-            plan = read_plan(micro.model, micro.layers, micro.shapes, None)
-            units = self._compiled(plan, micro.model, precision, candidate.float_precision)
-            counts = Counter((unit.kind, (unit.inputs.fixed, unit.outputs.fixed)) for unit in units)
+            counts = self._counts(candidate, chain(template.skeleton, shapes, template.layers, parts * repeats))
             drafts.append(Draft(candidate, first, len(parts), repeats, counts))
         return drafts
 
-    def _compiled(
-        self, plan: Plan, model: onnx.ModelProto, precision: Mapping[str, str], float_precision: str
-    ) -> list[Unit]:
-        return list(compiled_units(plan, self._quantized(model, precision), precision, float_precision))
+    def _counts(self, candidate: Candidate, micro: MicroModel) -> Counter[Column]:
+        precision = {name: candidate.precision[layer] for name, layer in micro.layers.items()}
+        plan = read_plan(micro.model, micro.layers, micro.shapes, None)
+        quantized = self._reader.quantized(micro.model, precision)
+        units = compiled_units(plan, quantized, precision, candidate.float_precision)
+        return Counter((unit.kind, (unit.inputs.fixed, unit.outputs.fixed)) for unit in units)
 
-    def _pruned(self, candidate: Candidate) -> Mapping[str, np.ndarray]:
+    def _pruned(self, candidate: Candidate) -> Parameters:
         kept = {name: range(count) for name, count in candidate.keep.items()}
-        return take_channels(self._parameters, self._network.source.groups, kept)
+        return take_channels(self._parameters, self._source.groups, kept)
 
 
 def reachable_axes(
@@ -162,7 +143,7 @@ def _values(width: Width, widths: Mapping[str, Sequence[int]], full: Mapping[str
     return sorted({lowest, highest, *(width.channels(keep) for keep in keeps)})
 
 
-def chosen(
+def choose(
     drafts: Sequence[Draft], wholes: Sequence[Mapping[Column, float]], axes: Mapping[Kind, Axes], most: int
 ) -> list[Draft]:
     """At most `most` drafts, the most telling first."""

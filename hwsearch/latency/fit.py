@@ -14,18 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from hwsearch.latency.grid import Axes, Node, features
-from hwsearch.latency.kernels import Kind
+from hwsearch.latency.grid import Axes, features
+from hwsearch.latency.kernels import Column, Kind, Node
 
 Matrix = NDArray[np.float64]
-Column = tuple[Kind, Node]
 Counts = Mapping[Column, float]
 """How often each unit occurs in a model."""
 
-KIND, NEAR, OWN = 0.3, 0.15, 0.05  # relative standard deviations: a kind, a neighbourhood, a node
+KIND, NEAR, OWN = 0.3, 0.15, 0.15  # relative standard deviations: a kind, a neighbourhood, a node
 REACH = 0.5  # of a neighbourhood, in natural logarithms of channels
-FLOOR_US = 0.1  # a cost is uncertain by at least these times this much
-MODEL_ERROR = 0.005  # latency that no sum of units explains, relative
+FLOOR_US, FLOOR_US_PER_VALUE = 1.0, 1e-4  # added to a cost before those apply, so that none is surely zero
+MODEL_ERROR = 0.01  # latency of a small model that no sum of units explains, relative
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +53,10 @@ def fit(equations: Sequence[Equation], axes: Mapping[Kind, Axes]) -> dict[Kind, 
     noise = np.hypot([e.sigma_us for e in equations], MODEL_ERROR * latency)
     prior = _roofline(design / noise[:, None], latency / noise, columns)
     spread = prior_covariance(columns, prior)
+    whiten = np.linalg.inv(np.linalg.cholesky(spread))
+    cost, _ = nnls(np.concatenate([design / noise[:, None], whiten]), np.concatenate([latency / noise, whiten @ prior]))
     reached = spread @ design.T
     gain = np.linalg.solve(design @ reached + np.diag(noise**2), reached.T).T
-    cost = np.maximum(prior + gain @ (latency - design @ prior), 0.0)
     variance = np.diag(spread) - np.einsum("ij,ij->i", gain, reached)
     sigma = np.sqrt(np.maximum(variance, 0.0))
     models = np.count_nonzero(design, axis=0)
@@ -96,12 +96,15 @@ def _roofline(design: Matrix, latency: Matrix, columns: Sequence[Column]) -> Mat
 def prior_covariance(columns: Sequence[Column], prior: Matrix) -> Matrix:
     """Prior covariance of all costs, [nodes, nodes]: zero between kinds."""
     spread = np.zeros((len(columns), len(columns)))
-    kinds = np.array([hash(kind) for kind, _ in columns])
+    number = {kind: i for i, kind in enumerate(dict.fromkeys(kind for kind, _ in columns))}
+    kinds = np.array([number[kind] for kind, _ in columns])
+    moved = np.array([features(kind, node)[1] for kind, node in columns])
+    scales = prior + FLOOR_US + FLOOR_US_PER_VALUE * moved
     logs = np.log([node for _, node in columns])
-    for kind in dict.fromkeys(kinds):
-        of = np.flatnonzero(kinds == kind)
+    for i in range(len(number)):
+        of = np.flatnonzero(kinds == i)
         distance = ((logs[of, None] - logs[None, of]) ** 2).sum(axis=-1)
         shape = KIND**2 + NEAR**2 * np.exp(-distance / (2 * REACH**2)) + OWN**2 * np.eye(len(of))
-        scale = prior[of] + FLOOR_US / KIND
+        scale = scales[of]
         spread[np.ix_(of, of)] = shape * np.outer(scale, scale)
     return spread

@@ -7,16 +7,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
 
-from hwsearch.latency.kernels import Kind
+from hwsearch.latency.kernels import Kind, Node
 
 VECTOR = 16
 """Channels a processor computes at once: it rounds up to a multiple."""
 
 MATRICES = ("conv", "linear")
 """Units whose input and output channels are counted apart."""
-
-Node = tuple[int, int]
-"""Channels in, channels out."""
 
 
 @dataclass(frozen=True, slots=True)

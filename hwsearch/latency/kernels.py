@@ -51,6 +51,12 @@ class Kind:
         return " ".join(part for part in (self.unit, self.window, f"on {self.size}", self.precision) if part)
 
 
+Node = tuple[int, int]
+"""Channels in, channels out."""
+
+Column = tuple[Kind, Node]
+"""A unit at given channel counts: one unknown of the fit, one row of a table."""
+
 CALL = Kind("call", "", "1", "")
 """What every inference costs, whatever the network."""
 
@@ -228,22 +234,27 @@ def compiled_units(
     for operation in plan.operations:
         chosen = formats[operation.name]
         for tensor in operation.reads:
-            if tensor == plan.input:
+            if tensor == plan.input and operation.is_layer:
                 yield _glue("input", operation.size, chosen, operation.inputs)
             elif tensor in quantized and not _integer(chosen):
                 yield _glue("dequantize", operation.size, float_precision, operation.inputs)
-        mixed = "" if operation.is_layer or _integer(chosen) else _mixture(operation, quantized)
-        kind = Kind(operation.unit, operation.window or mixed, operation.size, chosen)
-        yield Unit(kind, operation.inputs, operation.outputs)
+        window = operation.window if operation.is_layer else _company(operation, plan, quantized, chosen)
+        yield Unit(Kind(operation.unit, window, operation.size, chosen), operation.inputs, operation.outputs)
         if operation.writes == plan.output:
             yield _glue("output", operation.outlet_size, chosen, operation.outputs)
         elif operation.writes in quantized and not _integer(chosen):
             yield _glue("quantize", operation.outlet_size, float_precision, operation.outputs)
 
 
-def _mixture(operation: Operation, quantized: Collection[str]) -> str:
-    """``mixed`` if a float operation reads something quantised: it is not fused with what comes before it then."""
-    return "mixed" if any(tensor in quantized for tensor in operation.reads) else ""
+def _company(operation: Operation, plan: Plan, quantized: Collection[str], chosen: str) -> str:
+    """What keeps an operation without weights from fusing with what comes before it.
+
+    ``first`` if it reads the network's input, ``mixed`` if it is a float one that reads something quantised.
+    """
+    if plan.input in operation.reads:
+        return "first"
+    mixed = not _integer(chosen) and any(tensor in quantized for tensor in operation.reads)
+    return "mixed" if mixed else operation.window
 
 
 def _with_passed_on(plan: Plan, quantized: Collection[str]) -> set[str]:

@@ -13,9 +13,12 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto, helper
 
-from hwsearch.latency.kernels import FOLDED, Shapes
+from hwsearch.latency.kernels import FOLDED, MOVES, Shapes
+from hwsearch.types import TensorRange
 
 OPSET = 20
+LARGEST = 4.0
+KEEPS_SIGN = MOVES | {"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +38,13 @@ class MicroModel:
         model: Input ``input``, output ``output``.
         layers: Layer of the model -> layer of the network it is a copy of.
         shapes: Of every tensor, batch first.
+        ranges: A plausible range for every tensor; what matters is which of them hold nothing negative.
     """
 
     model: onnx.ModelProto
     layers: dict[str, str]
     shapes: dict[str, tuple[int, ...]]
+    ranges: dict[str, TensorRange]
 
 
 def pieces(graph: onnx.GraphProto, layers: Collection[str]) -> list[Piece]:
@@ -79,6 +84,8 @@ def chain(network: onnx.ModelProto, shapes: Shapes, layers: Collection[str], par
     stored: list[TensorProto] = []
     found: dict[str, str] = {}
     all_shapes: dict[str, tuple[int, ...]] = {}
+    ranges: dict[str, TensorRange] = {}
+    network_ranges = plausible_ranges(network.graph)
     tensor = "input"
     for i, part in enumerate(parts):
         last = i + 1 == len(parts)
@@ -95,7 +102,23 @@ def chain(network: onnx.ModelProto, shapes: Shapes, layers: Collection[str], par
                 found[copy.name] = node.name
         stored += [_renamed(constants[name], new) for name, new in names.items() if name in constants]
         all_shapes |= {new: tuple(shapes[name]) for name, new in names.items() if name in shapes}
-    return MicroModel(_model(nodes, stored, all_shapes), found, all_shapes)
+        ranges |= {new: network_ranges[name] for name, new in names.items() if name in network_ranges}
+    return MicroModel(_model(nodes, stored, all_shapes), found, all_shapes, ranges)
+
+
+def plausible_ranges(graph: onnx.GraphProto) -> dict[str, TensorRange]:
+    """A range for every activation tensor: from 0 after a ReLU and whatever keeps the sign, else symmetric.
+
+    Runtimes drop a ReLU before a quantiser that starts at zero, so this much must be true to life.
+    """
+    positive: set[str] = set()
+    names = [graph.input[0].name]
+    for node in graph.node:
+        names += node.output
+        inputs = [name for name in node.input if name in names]
+        if node.op_type in FOLDED or (node.op_type in KEEPS_SIGN and positive.issuperset(inputs)):
+            positive.update(node.output)
+    return {name: TensorRange(low=0.0 if name in positive else -LARGEST, high=LARGEST) for name in names}
 
 
 def repeatable(shapes: Shapes, parts: Sequence[Piece]) -> bool:

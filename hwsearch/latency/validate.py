@@ -1,0 +1,121 @@
+"""Is a table any good? Its predictions against whole models, built and measured like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from hwsearch.backends.base import get_backend
+from hwsearch.latency.campaign import Job, Progress, measure_jobs
+from hwsearch.latency.design import Drawer
+from hwsearch.latency.files import TableCheck
+from hwsearch.latency.micro import plausible_ranges
+from hwsearch.latency.network import NetworkUnits
+from hwsearch.latency.predictor import Predictor
+from hwsearch.latency.table import LatencyTable
+from hwsearch.model.graph import Network
+from hwsearch.types import Candidate, SearchSpace, Target
+
+STRATUM = 6  # candidates drawn for each that is measured
+SEED = 20_000  # unlike the build's
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One whole model: what was predicted, with its standard error, and what was measured, in ms."""
+
+    candidate: Candidate
+    predicted_ms: float
+    sigma_ms: float
+    measured_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """Outcome of a check.
+
+    Attributes:
+        check: Of the table as it is.
+        learned: Of the same table on the second half of the models, after learning from the first; None if there
+            were too few.
+        points: The models measured.
+    """
+
+    check: TableCheck
+    learned: TableCheck | None
+    points: tuple[Point, ...]
+
+
+def check_table(
+    table: LatencyTable,
+    network: Network,
+    space: SearchSpace,
+    target: Target,
+    progress: Progress,
+    *,
+    models: int = 40,
+    extra: Sequence[Candidate] = (),
+    seed: int = SEED,
+) -> Validation:
+    """Measure `models` candidates spread over all latencies, and `extra` ones such as a solver chose.
+
+    Raises:
+        ConfigError: the table lacks an entry.
+        EvaluationError: a model cannot be built or measured.
+    """
+    predictor = table.predictor(network.source, target, space, network.template)
+    reader = NetworkUnits(network.source, network.template, get_backend(target.backend).tensors_to_observe)
+    drawer = Drawer(network, space, reader, seed)
+    candidates = [*_stratified(drawer, predictor, models), *extra]
+    latencies = measure_jobs([_job(drawer, candidate) for candidate in candidates], target, progress)
+    points = tuple(
+        Point(candidate, *predictor(candidate), latency.best_ms)
+        for candidate, latency in zip(candidates, latencies, strict=True)
+    )
+    return Validation(summarise(points), _after_learning(predictor, points), points)
+
+
+def summarise(points: Sequence[Point], *, learned: int = 0) -> TableCheck:
+    """Error figures of some predictions."""
+    measured = np.array([point.measured_ms for point in points])
+    error = 100 * (np.array([point.predicted_ms for point in points]) / measured - 1)
+    return TableCheck(
+        models=len(points),
+        mape_pct=float(np.abs(error).mean()),
+        bias_pct=float(error.mean()),
+        max_pct=float(np.abs(error).max()),
+        within_5_pct=_share(np.abs(error) <= 5),
+        within_10_pct=_share(np.abs(error) <= 10),
+        spearman=float(spearmanr([point.predicted_ms for point in points], measured).statistic),
+        learned=learned,
+    )
+
+
+def _after_learning(predictor: Predictor, points: Sequence[Point]) -> TableCheck | None:
+    half = len(points) // 2
+    if half < 10:
+        return None
+    shuffled = [points[i] for i in np.random.default_rng(SEED).permutation(len(points))]
+    for point in shuffled[:half]:
+        predictor.learn(point.candidate, point.measured_ms)
+    unseen = [Point(p.candidate, *predictor(p.candidate), p.measured_ms) for p in shuffled[half:]]
+    return summarise(unseen, learned=half)
+
+
+def _stratified(drawer: Drawer, predictor: Predictor, models: int) -> list[Candidate]:
+    """One candidate of every stretch of predicted latency that holds equally many."""
+    drawn = sorted((drawer.candidate(any_width=True) for _ in range(STRATUM * models)), key=lambda c: predictor(c)[0])
+    return drawn[STRATUM // 2 :: STRATUM]
+
+
+def _job(drawer: Drawer, candidate: Candidate) -> Job:
+    _, model, _ = drawer.bound(candidate)
+    return Job(model, candidate.precision, candidate.float_precision, plausible_ranges(model.graph))
+
+
+def _share(hits: NDArray[np.bool_]) -> float:
+    return 100 * float(np.mean(hits))
