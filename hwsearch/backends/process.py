@@ -69,7 +69,7 @@ class LineProcess:
         """
         deadline = time.monotonic() + timeout_s
         stdin = self._process.stdin
-        assert stdin is not None  # noqa: S101 - opened above
+        assert stdin is not None
         try:
             stdin.write(json.dumps(request).encode() + b"\n")
             stdin.flush()
@@ -79,7 +79,7 @@ class LineProcess:
 
     def _read_line(self, deadline: float) -> bytearray:
         stdout = self._process.stdout
-        assert stdout is not None  # noqa: S101 - opened above
+        assert stdout is not None
         waiting = select.poll()
         waiting.register(stdout, select.POLLIN)
         line = bytearray()
