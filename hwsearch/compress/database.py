@@ -76,14 +76,14 @@ class Database:
             _flat(self._layer(axis.module)), self._moments[axis.module], _columns(self._layer(axis.module), entries)
         )
 
-    def _compensated(self, name: str, left: Indices) -> NDArray[np.float64]:
+    def _compensated(self, name: str, left: Indices) -> NDArray[np.float32]:
         layer = self._layer(name)
         flat = _flat(layer)
         columns = _columns(layer, torch.from_numpy(left)[None])[0]
         with_bias = torch.cat([columns, torch.tensor([flat.shape[1] - 1])])
-        if name not in self._moments:
-            return flat[:, with_bias].numpy()
-        return compensated(flat, self._moments[name], with_bias).numpy()
+        if name in self._moments:
+            return compensated(flat, self._moments[name], with_bias).float().numpy()
+        return flat[:, with_bias].float().numpy()
 
     @cached_property
     def _moments(self) -> dict[str, Tensor]:

@@ -40,10 +40,10 @@ class Settings:
 
     selection: Selection = "obs"
     images: int = 256
-    rows: int = 65536
-    damping: float = 1e-3
-    ridge: float = 1e-3
-    rectify: int = 4
+    rows: int = 16384
+    damping: float = 1e-2
+    ridge: float = 1e-2
+    rectify: int = 2
 
 
 class Reconstructor:

@@ -137,12 +137,11 @@ def _windows(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, inputs: Tensor, positions
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     padding = layer._reversed_padding_repeated_twice  # noqa: SLF001  (numbers even where `padding` says "same")
     view = functional.pad(inputs, padding, mode=mode)
+    view = view.movedim(1, -1).contiguous()  # the channels of a pixel side by side: gathering is several times faster
     for axis, (kernel, stride, dilation) in enumerate(
-        zip(layer.kernel_size, layer.stride, layer.dilation, strict=True), start=2
+        zip(layer.kernel_size, layer.stride, layer.dilation, strict=True), start=1
     ):
         view = view.unfold(axis, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
-    dims = len(layer.kernel_size)
-    view = view.movedim(1, 1 + dims)  # [N, *out, C, *kernel]
     image = torch.arange(len(inputs))[:, None].expand_as(positions)
-    where = torch.unravel_index(positions, view.shape[1 : 1 + dims])
+    where = torch.unravel_index(positions, view.shape[1 : 1 + len(layer.kernel_size)])
     return view[(image, *where)].flatten(0, 1)
