@@ -2,6 +2,7 @@ import onnx
 import pytest
 
 from hwsearch.backends.base import RunOptions
+from hwsearch.backends.worker import Worker
 from hwsearch.errors import EvaluationError
 from hwsearch.testing import BackendContract, CrashingBackend, FailingBackend, FakeBackend
 from hwsearch.testing.contract import assign, build, request_for
@@ -47,3 +48,17 @@ def test_crashing_backend_spares_uniform_models(tmp_path):
         build(backend, model, assign(name, layer_names(model)), tmp_path / name)
     lowered = backend.lower(model, request_for(backend, model, assign("alternating", layer_names(model))))
     onnx.checker.check_model(lowered)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("CrashingBackend", "crash"), ("SlowBackend", "timeout"), ("MemoryHogBackend", "memory")]
+)
+def test_misbehaving_backends_fail_by_name_in_a_child_process(name, kind, tmp_path):
+    model = residual()
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    request = request_for(FakeBackend(), model, assign("alternating", layer_names(model)))
+    with Worker(f"hwsearch.testing:{name}", RunOptions(), memory_bytes=2**32) as worker:
+        with pytest.raises(EvaluationError) as caught:
+            worker.build(path, request, tmp_path / "artifact", timeout_s=3)
+        assert caught.value.kind == kind

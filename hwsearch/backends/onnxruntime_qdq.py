@@ -83,7 +83,7 @@ def lower(
     layers = int8_layers(precision)
     tensors = quantized_tensors(graph, layers)
     quantizers = {name: asymmetric(range_of(ranges, owner)) for name, owner in tensors.items()}
-    _keep_float(graph, quantizers, layers)
+    keep_float(graph, quantizers, layers)
     for node in graph.layers(layers):
         quantize_layer(graph, node, levels, quantizers[node.input[0]].scale)
     for name, quantizer in quantizers.items():
@@ -91,7 +91,7 @@ def lower(
     return graph.finish()
 
 
-def _keep_float(graph: Graph, quantized: Container[str], int8: Container[str]) -> None:
+def keep_float(graph: Graph, quantized: Container[str], int8: Container[str]) -> None:
     """Write float layers that read a quantised tensor as the runtime's own fused operators.
 
     Its `WeightBiasQuantization` pass rounds the weights of any other Conv or Gemm behind a DequantizeLinear to int8

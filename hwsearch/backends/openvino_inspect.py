@@ -21,7 +21,8 @@ _PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "u8": "int8", "i8":
 def inspect(path: str, precision: Mapping[str, str], options: RunOptions) -> tuple[LayerTime, ...]:
     """Every node that runs, in order, then the layers of `precision` that no node could be traced to.
 
-    ``ms`` is the mean over a few profiled runs.     The plugin states one precision for a fused subgraph, whatever is inside: there ``executed`` is unknown.
+    ``ms`` is the mean over a few profiled runs. The plugin states one precision for a fused subgraph, whatever is
+    inside: there ``executed`` is unknown.
     """
     compiled = compile_model(path, options, PERF_COUNT=True)
     times = _profile(compiled)

@@ -22,11 +22,15 @@ _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantizer:
-    """The affine map of one activation tensor: real = scale * (stored - zero_point)."""
+    """The affine map of one activation tensor: real = scale * (stored - zero_point).
+
+    `steps` below 255 leaves part of the 8-bit container unused: values of fewer bits.
+    """
 
     scale: float
     zero_point: int
     dtype: type[np.uint8] | type[np.int8]
+    steps: int = 255
 
 
 def asymmetric(interval: TensorRange) -> Quantizer:
@@ -84,12 +88,25 @@ def quantize_activation(graph: Graph, name: str, quantizer: Quantizer) -> None:
     stored = f"{name}_quantized"
 
     def pair(source: str, target: str) -> list[onnx.NodeProto]:
+        clip = [] if quantizer.steps == 255 else [_clip(graph, source, f"{name}_clipped", quantizer)]
+        inside = clip[0].output[0] if clip else source
         return [
-            helper.make_node("QuantizeLinear", [source, scale, zero], [stored], name=f"{name}_quantize"),
+            *clip,
+            helper.make_node("QuantizeLinear", [inside, scale, zero], [stored], name=f"{name}_quantize"),
             helper.make_node("DequantizeLinear", [stored, scale, zero], [target], name=f"{name}_dequantize"),
         ]
 
     graph.insert_for_readers(name, pair)
+
+
+def _clip(graph: Graph, source: str, target: str, quantizer: Quantizer) -> onnx.NodeProto:
+    """Hold a tensor within the values of a quantiser that does not fill its container."""
+    bounds = (-quantizer.zero_point * quantizer.scale, (quantizer.steps - quantizer.zero_point) * quantizer.scale)
+    names = [
+        graph.store(f"{target}_{end}", np.array(value, np.float32))
+        for end, value in zip(("low", "high"), bounds, strict=True)
+    ]
+    return helper.make_node("Clip", [source, *names], [target], name=target)
 
 
 def quantize_layer(graph: Graph, node: onnx.NodeProto, levels: int, input_scale: float) -> None:
