@@ -87,7 +87,8 @@ def record_goals(module: nn.Module, flow: Flow, images: Tensor, *, rows: int) ->
             module(chunk)
             waiting.clear()
             start += len(chunk)
-    return {name: Goal(positions[name], torch.cat(parts), name in in_sum) for name, parts in targets.items()}
+    # Popped, so that no more than one layer's rows are held twice.
+    return {name: Goal(positions[name], torch.cat(targets.pop(name)), name in in_sum) for name in list(targets)}
 
 
 def refit(
