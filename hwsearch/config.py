@@ -137,8 +137,8 @@ class QuantizeConfig(_Section):
 class MeasureConfig(_Section):
     """Effort of one latency measurement: at most `rounds` and about `seconds`, at least `min_rounds`."""
 
-    rounds: Count = 30
-    min_rounds: Count = 8
+    rounds: Count = 60
+    min_rounds: Count = 24
     seconds: Positive = 2.0
 
     @model_validator(mode="after")
@@ -166,6 +166,9 @@ class StudyConfig(_Section):
     Attributes:
         model: ``package.module:factory``, ``path/file.py:factory`` or ``path/model.pt2``.
         metric: ``top1``, or a function ``(outputs, targets) -> float`` as ``file.py:name`` or ``package.module:name``.
+        latency: ``measure`` every candidate, ask the ``table`` alone, or ``auto``: the table where it passed its check,
+            measuring whatever may reach the front.
+        tables: Folder of latency tables.
         targets: Names of built-in targets or paths of target files; a study file may also say ``target: name``.
     """
 
@@ -186,6 +189,8 @@ class StudyConfig(_Section):
     quantize: QuantizeConfig = Field(default_factory=QuantizeConfig)
     measure: MeasureConfig = Field(default_factory=MeasureConfig)
     recover: RecoverConfig = Field(default_factory=RecoverConfig)
+    latency: Literal["auto", "measure", "table"] = "auto"
+    tables: str = "latency_tables"
 
     _base_dir: Path = PrivateAttr(default_factory=Path.cwd)
 

@@ -84,7 +84,10 @@ class StudyFile:
             ConfigError: it is not set.
         """
         for key, container, position, text in list(_strings(self.data)):
-            container[position] = _VARIABLE.sub(lambda match, k=key, t=text: self._variable(match[1], k, t), text)
+            expanded = text
+            for name in dict.fromkeys(_VARIABLE.findall(text)):
+                expanded = expanded.replace(f"${{{name}}}", self._variable(name, key, text))
+            container[position] = expanded
 
     def _variable(self, name: str, key: KeyPath, text: str) -> str:
         if name in os.environ:

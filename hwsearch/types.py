@@ -195,6 +195,7 @@ class Target:
         granularity: Channel counts are multiples of this.
         min_keep: Smallest fraction of a group's channels the space offers.
         needs_isa: Precision -> instruction sets of which the chip needs at least one to run it natively.
+        table: Folder of the latency table that describes the device; None where tables are built by measuring.
     """
 
     name: str
@@ -206,6 +207,7 @@ class Target:
     granularity: int
     min_keep: float
     needs_isa: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    table: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -348,7 +350,7 @@ class Latency:
 
     Attributes:
         best_ms: Minimum of the round medians; what ranks candidates (least disturbed estimate).
-        median_ms, p90_ms, p99_ms: Over all samples.
+        median_ms, p90_ms, p99_ms: Over all samples; None where nothing was measured.
         ci95_ms: Bootstrap interval of `best_ms`.
         rounds, samples: How much was measured.
         source: ``measured``, ``table`` or ``modelled``.
@@ -360,9 +362,9 @@ class Latency:
     """
 
     best_ms: float
-    median_ms: float
-    p90_ms: float
-    p99_ms: float
+    median_ms: float | None
+    p90_ms: float | None
+    p99_ms: float | None
     ci95_ms: tuple[float, float]
     rounds: int
     samples: int

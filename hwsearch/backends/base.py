@@ -28,6 +28,7 @@ ENTRY_POINT_GROUP = "hwsearch.backends"
 BUILT_IN = {
     "onnxruntime": "hwsearch.backends.onnxruntime:OnnxRuntimeBackend",
     "openvino": "hwsearch.backends.openvino:OpenVinoBackend",
+    "table": "hwsearch.backends.simulated:SimulatedBackend",
 }
 
 

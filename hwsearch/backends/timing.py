@@ -138,13 +138,17 @@ def through_reference(latency: Latency, floor_ms: float) -> Latency:
     return dataclasses.replace(
         latency,
         best_ms=best,
-        median_ms=latency.median_ms * scale,
-        p90_ms=latency.p90_ms * scale,
-        p99_ms=latency.p99_ms * scale,
+        median_ms=_scaled(latency.median_ms, scale),
+        p90_ms=_scaled(latency.p90_ms, scale),
+        p99_ms=_scaled(latency.p99_ms, scale),
         ci95_ms=(low, high),
         sigma_ms=(high - low) / (2 * Z95),
         reference_ms=floor_ms,
     )
+
+
+def _scaled(value: float | None, scale: float) -> float | None:
+    return None if value is None else value * scale
 
 
 def compare(first: Samples, second: Samples, *, policy: TimingPolicy = DEFAULT_POLICY) -> Comparison:

@@ -13,7 +13,7 @@ from hwsearch.cli.output import flags, next_step, print_facts, print_json, print
 from hwsearch.cli.verb import RunPath, TargetName, verb
 from hwsearch.errors import ConfigError
 from hwsearch.space.space import uniform
-from hwsearch.types import Candidate, FrontPoint, LayerTime, PruneGroup, SourceModel, Success, Trial, to_json
+from hwsearch.types import Candidate, FrontPoint, Latency, LayerTime, PruneGroup, SourceModel, Success, Trial, to_json
 
 if TYPE_CHECKING:
     from hwsearch.search.run import Run
@@ -89,7 +89,7 @@ def _facts(run: Run, trial: Trial) -> dict[str, str]:
     return facts | {
         f"{accuracy.metric} ({accuracy.split} split)": f"{accuracy.value:.4f}{_interval(accuracy.ci95)}",
         "latency ms": f"{latency.best_ms:.4f}{_interval(latency.ci95_ms)}",
-        "p90, p99 ms": f"{latency.p90_ms:.4f}, {latency.p99_ms:.4f}",
+        "latency from": _origin(latency),
         "vs fp32": speed_up(point, run.points()) if point else "",
         "size MB": f"{outcome.artifact.size_bytes / 1e6:.3f}",
         "params": f"{outcome.params:,}",
@@ -162,6 +162,13 @@ def _side_by_side(columns: list[dict[str, str]]) -> list[list[str]]:
 
 def _differing(columns: list[dict[str, str]]) -> list[list[str]]:
     return [row for row in _side_by_side(columns) if len(set(row[1:])) > 1]
+
+
+def _origin(latency: Latency) -> str:
+    """Where a latency comes from, with its tails where it was measured."""
+    if latency.p90_ms is None or latency.p99_ms is None:
+        return latency.source
+    return f"{latency.source}: {latency.rounds} rounds, p90 {latency.p90_ms:.4f}, p99 {latency.p99_ms:.4f}"
 
 
 def _interval(interval: tuple[float, float] | None) -> str:

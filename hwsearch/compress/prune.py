@@ -131,7 +131,7 @@ def _resize(layer: nn.Module) -> None:
         layer.in_channels = layer.weight.shape[1] * layer.groups
     elif isinstance(layer, nn.LayerNorm) and weight is not None:
         layer.normalized_shape = tuple(weight.shape)
-    elif hasattr(layer, "num_features"):
+    elif isinstance(layer, nn.modules.batchnorm._NormBase):  # noqa: SLF001 - the only name of what norms share
         vectors = [value for value in layer.state_dict().values() if value.ndim == 1]
         layer.num_features = len(vectors[0]) if vectors else layer.num_features
 

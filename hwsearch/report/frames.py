@@ -36,6 +36,7 @@ EVALUATION_COLUMNS = [
     "median_ms",
     "p90_ms",
     "p99_ms",
+    "source",
     "search_accuracy",
     "search_latency_ms",
     "size_bytes",
@@ -170,6 +171,7 @@ def _measured(accuracy: Accuracy, latency: Latency) -> dict[str, Any]:
         "median_ms": latency.median_ms,
         "p90_ms": latency.p90_ms,
         "p99_ms": latency.p99_ms,
+        "source": latency.source,
     }
 
 

@@ -152,7 +152,7 @@ def _hover(row: pd.Series, units: Units) -> str:
     accuracy = _interval(units.show(row["accuracy"]), row["accuracy_low"], row["accuracy_high"], units)
     lines = [
         f"<b>{name}</b>" + (f"  ({row['key']})" if row["baseline"] else ""),
-        f"{row['latency_ms']:.3f} ms [{row['latency_low']:.3f}, {row['latency_high']:.3f}], p99 {row['p99_ms']:.3f} ms",
+        f"{row['latency_ms']:.3f} ms [{row['latency_low']:.3f}, {row['latency_high']:.3f}], {_origin(row)}",
         f"{accuracy} {units.label}, {row['split']} split",
         f"{row['size_bytes'] / 1e6:.3f} MB, {row['macs_ratio']:.0%} of the MACs",
         f"{row['precisions']}; {row['kept_ratio']:.0%} of channels kept",
@@ -165,6 +165,10 @@ def _hover(row: pd.Series, units: Units) -> str:
         lines.append(f"the search saw {row['search_latency_ms']:.3f} ms, {units.show(row['search_accuracy'])}")
     lines += [f"over the limit: {name} by {amount:.3g}" for name, amount in row["violations"].items()]
     return "<br>".join(lines)
+
+
+def _origin(row: pd.Series[Any]) -> str:
+    return f"p99 {row['p99_ms']:.3f} ms" if row["source"] == "measured" else f"from the {row['source']}"
 
 
 def _interval(value: str, low: float | None, high: float | None, units: Units) -> str:

@@ -34,6 +34,7 @@ from hwsearch.errors import EvaluationError, HwSearchError
 from hwsearch.model.data import Splits
 from hwsearch.model.graph import Network
 from hwsearch.model.metric import Metric
+from hwsearch.search.latency import latency_source
 from hwsearch.store import atomic_write
 from hwsearch.types import (
     PRECISIONS,
@@ -48,6 +49,7 @@ from hwsearch.types import (
     Success,
     Target,
     TensorRange,
+    Trial,
 )
 
 PREDICT_BATCH_BYTES = 16 * 2**20
@@ -102,6 +104,7 @@ class Evaluator:
             memory_bytes=self._memory_bytes,
             log=self.work / "logs" / "builder.log",
         )
+        self.latency = latency_source(subject.network, target, config, self.measure)
         self._reconstructor = Reconstructor(
             subject.network,
             subject.splits.calibrate.inputs,
@@ -135,11 +138,11 @@ class Evaluator:
             cpus=tuple(cores[-self.target.threads :]),
         )
 
-    def evaluate(self, candidate: Candidate) -> tuple[Success | Failure, dict[str, float]]:
+    def evaluate(self, candidate: Candidate, *, baseline: bool = False) -> tuple[Success | Failure, dict[str, float]]:
         """The result of one candidate and the seconds per stage. Anything but a broken study is a `Failure`."""
         watch = Stopwatch()
         try:
-            return self._evaluate(candidate, watch), watch.seconds
+            return self._evaluate(candidate, watch, baseline), watch.seconds
         except EvaluationError as error:
             failure = Failure(
                 stage=error.stage, error=error.kind, message=error.message, hint=error.hint, log=error.log[-4000:]
@@ -168,6 +171,12 @@ class Evaluator:
             raise EvaluationError("the built model returns NaN or infinity", stage="accuracy", kind="invalid")
         return self._score(outputs, split)
 
+    def remember(self, trial: Trial) -> None:
+        """Take a finished evaluation into account: the widest baseline becomes the reference of later measurements."""
+        self.latency.remember(trial)
+        if self.reference is None and trial.baseline is not None and isinstance(trial.outcome, Success):
+            self.reference = (trial.outcome.artifact, self.run_options(trial.candidate.float_precision))
+
     def measure(self, models: Mapping[str, tuple[Artifact, Candidate]]) -> dict[str, Latency]:
         """Latency of each model, interleaved with the reference (once it is known) in a fresh child process."""
         artifacts = {
@@ -177,9 +186,7 @@ class Evaluator:
         if self.reference is not None:
             artifacts["reference"] = (self.located(self.reference[0]), self.reference[1])
         settings = self.config.measure
-        policy = TimingPolicy(
-            rounds=settings.rounds, min_rounds=settings.min_rounds, seconds=settings.seconds * len(artifacts)
-        )
+        policy = TimingPolicy(rounds=settings.rounds, min_rounds=settings.min_rounds, seconds=settings.seconds)
         with Worker(
             self.target.backend,
             self.run_options("fp32"),
@@ -202,7 +209,7 @@ class Evaluator:
             files=tuple(str(self.folder / file) for file in artifact.files),
         )
 
-    def _evaluate(self, candidate: Candidate, watch: Stopwatch) -> Success:
+    def _evaluate(self, candidate: Candidate, watch: Stopwatch, baseline: bool) -> Success:
         folder = self.work / "artifacts" / candidate.key
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -220,7 +227,7 @@ class Evaluator:
                 timeout_s=self._timeout,
             )
         with watch.on("latency"):
-            latency = self.measure({candidate.key: (artifact, candidate)})[candidate.key]
+            latency = self.latency(candidate, artifact, accuracy, baseline=baseline)
         Path(compressed.path).unlink()
         return Success(
             accuracy=accuracy,

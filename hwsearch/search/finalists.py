@@ -25,7 +25,7 @@ def finalise(folder: Path, trials: Sequence[Trial], evaluator: Evaluator, identi
     models = {t.candidate.key: (t.outcome.artifact, t.candidate) for t in chosen if isinstance(t.outcome, Success)}
     front = assemble(
         chosen,
-        evaluator.measure(models),
+        evaluator.latency.together(models),
         {key: evaluator.accuracy(artifact, candidate, "report") for key, (artifact, candidate) in models.items()},
         target=identity.target.name,
         device=identity.device,

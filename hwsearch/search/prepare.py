@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from hwsearch.backends.base import RunOptions, get_backend
+from hwsearch.backends.base import get_backend
 from hwsearch.backends.device import chip_isa
 from hwsearch.config import StudyConfig
 from hwsearch.errors import BackendUnavailableError
+from hwsearch.latency.build import target_device
 from hwsearch.model.data import Splits, check_inputs, check_labels, load_splits
 from hwsearch.model.graph import trace
 from hwsearch.model.load import load_model
@@ -94,13 +95,12 @@ def plan_study(config: StudyConfig) -> list[Plan]:
 
 def identity(subject: Subject, target: Target, space: SearchSpace, config: StudyConfig) -> Identity:
     """What this search is, for its run folder."""
-    device = get_backend(target.backend).device(RunOptions(threads=target.threads, batch=target.batch))
     splits = subject.splits
     return Identity(
         source=subject.network.source,
         target=target,
         space=space,
-        device=device,
+        device=target_device(target),
         metric=subject.metric.name,
         data={split.name: split.sha256 for split in (splits.calibrate, splits.search, splits.report)},
         objectives=config.objectives,

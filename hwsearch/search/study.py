@@ -130,6 +130,8 @@ def _search_target(
             stop=stop,
             total=finished + extend if extend is not None else config.search.evaluations,
         )
+        for trial in search.trials:
+            evaluator.remember(trial)
         _run_baselines(search)
         _enqueue_seeds(search)
         _run_loop(search)
@@ -148,7 +150,6 @@ def _run_baselines(search: Search) -> None:
             _tell(search, "baselines", f"baseline {name}")
             _enqueue(search, candidate, baseline=name)
             _step(search)
-        _adopt_reference(search)
 
 
 def _enqueue_seeds(search: Search) -> None:
@@ -188,17 +189,19 @@ def _step(search: Search) -> bool:
     if known is not None:
         storage.repeat(search.study, running, known)
         return False
-    outcome, seconds = search.evaluator.evaluate(candidate)
+    baseline = running.user_attrs.get(storage.BASELINE)
+    outcome, seconds = search.evaluator.evaluate(candidate, baseline=baseline is not None)
     trial = Trial(
         number=running.number,
         candidate=candidate,
-        baseline=running.user_attrs.get(storage.BASELINE),
+        baseline=baseline,
         outcome=outcome,
         constraints=constraints(outcome, search.config, _yardstick(search.trials)),
         seconds=seconds,
         finished_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
     )
     storage.record(search.study, running, trial)
+    search.evaluator.remember(trial)
     return True
 
 
@@ -216,14 +219,6 @@ def _candidate(search: Search, running: optuna.Trial) -> Candidate:
 
 def _known(trials: tuple[Trial, ...], candidate: Candidate) -> Trial | None:
     return next((trial for trial in trials if trial.candidate == candidate), None)
-
-
-def _adopt_reference(search: Search) -> None:
-    """Measure everything from now on beside the fp32 model, or the widest that was built."""
-    for trial in search.trials:
-        if trial.baseline is not None and isinstance(trial.outcome, Success) and search.evaluator.reference is None:
-            options = search.evaluator.run_options(trial.candidate.float_precision)
-            search.evaluator.reference = (trial.outcome.artifact, options)
 
 
 def _yardstick(trials: tuple[Trial, ...]) -> Accuracy | None:

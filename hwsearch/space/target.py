@@ -33,7 +33,7 @@ def load_target(name: str, *, threads: int | None = None, batch: int | None = No
     text = _read(name)
     try:
         data = yaml.safe_load(text)
-        target = from_json(Target, {"name": Path(name).stem, **data})
+        target = _with_own_table(from_json(Target, {"name": Path(name).stem, **data}), Path(name).parent)
     except (yaml.YAMLError, TypeError, ValueError, KeyError) as error:
         raise ConfigError(f"target `{name}` is malformed", where=str(error)) from error
     _check(target)
@@ -53,6 +53,11 @@ def native_precisions(target: Target, op: str, isa: Iterable[str]) -> tuple[str,
     widest = max(floats, key=lambda name: PRECISIONS[name].weight_bits)
     offered = [name for name in capability.accelerates if _native(target, name, present)]
     return tuple(sorted({*offered, widest}, key=lambda name: PRECISIONS[name].weight_bits))
+
+
+def _with_own_table(target: Target, folder: Path) -> Target:
+    """The target with the path of its table, which its file gives relative to itself, made absolute."""
+    return target if target.table is None else dataclasses.replace(target, table=str((folder / target.table).resolve()))
 
 
 def _native(target: Target, precision: str, isa: set[str]) -> bool:

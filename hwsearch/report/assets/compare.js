@@ -7,7 +7,7 @@ const FACTS = [
     (row) => [row.accuracy_low, row.accuracy_high], !units.higher_is_better],
   ["Against fp32", null, (row) => [versus(row, baseline("fp32"))]],
   ["Against uniform int8", null, (row) => [versus(row, baseline("int8"))]],
-  ["p99 latency", null, (row) => [milliseconds(row.p99_ms)]],
+  ["p99 latency", null, (row) => [row.source === "measured" ? milliseconds(row.p99_ms) : `none: ${row.source}`]],
   ["File size", (row) => row.size_mb, (row) => [megabytes(row.size_mb)], (row) => [row.size_mb, row.size_mb], true],
   ["MACs", null, (row) => [`${percent(row.macs_ratio)} of the given network`]],
   ["Number formats", null, (row) => [row.precisions]],

@@ -14,11 +14,12 @@ const COLUMNS = [
   { name: "kept_ratio", title: "Channels", number: true, show: (row) => [percent(row.kept_ratio)] },
   { name: "precisions", title: "Formats", show: (row) => [clipped(row.precisions)] },
   { name: "dropped", title: "Dropped", show: (row) => [clipped(row.dropped || "–")] },
-  { name: "p99_ms", title: "p99 (ms)", number: true, show: (row) => [row.p99_ms.toFixed(3)] },
+  { name: "p99_ms", title: "p99 (ms)", number: true, show: (row) => [row.p99_ms?.toFixed(3) ?? "–"] },
+  { name: "source", title: "Latency", show: (row) => [row.source] },
   { name: "split", title: "Split" },
 ];
 const CSV_COLUMNS = ["number", "key", "baseline", "status", "split", "latency_ms", "latency_low", "latency_high", "p99_ms",
-  "accuracy", "accuracy_low", "accuracy_high", "size_mb", "macs_ratio", "kept_ratio", "precisions", "dropped"];
+  "source", "accuracy", "accuracy_low", "accuracy_high", "size_mb", "macs_ratio", "kept_ratio", "precisions", "dropped"];
 
 const clipped = (text) => el("span", { class: "clipped", title: text }, text);
 
