@@ -6,13 +6,14 @@ import datetime as dt
 from pathlib import Path
 
 from hwsearch.backends.base import RunOptions, get_backend
-from hwsearch.latency.campaign import Job, Progress, measure_jobs
-from hwsearch.latency.design import Draft, Drawer, choose, reachable_axes
+from hwsearch.latency.campaign import Progress, measure_jobs
+from hwsearch.latency.design import Drawer, choose, reachable_axes
 from hwsearch.latency.files import Manifest, write_table
 from hwsearch.latency.fit import Equation, fit
 from hwsearch.latency.network import NetworkUnits
 from hwsearch.latency.table import LatencyTable
 from hwsearch.model.graph import Network
+from hwsearch.space.space import uniform
 from hwsearch.types import Device, SearchSpace, Target
 
 MICRO_MODELS = 250
@@ -52,24 +53,25 @@ def build_table(
     asked = {unit.kind for unit in units}
     axes = reachable_axes(units, drafts, drawer.widths, reader.full)
     chosen = choose(drafts, [reader.counts(candidate) for candidate in wholes], axes, micro_models)
-    latencies = measure_jobs([_job(drawer, draft) for draft in chosen], target, progress)
+    whole = uniform(network.source, "fp32")
+    jobs = [drawer.whole_job(whole), *(drawer.micro_job(draft) for draft in chosen)]
+    latencies = measure_jobs(jobs, target, progress)
+    counts = [reader.counts(whole), *(draft.counts for draft in chosen)]
     equations = [
-        Equation(draft.counts, 1e3 * latency.best_ms, 1e3 * latency.sigma_ms)
-        for draft, latency in zip(chosen, latencies, strict=True)
+        Equation(units, 1e3 * found.best_ms, 1e3 * found.sigma_ms)
+        for units, found in zip(counts, latencies, strict=True)
+        if found is not None
     ]
     entries = {kind: found for kind, found in fit(equations, axes).items() if kind in asked}
     manifest = Manifest(
         device=target_device(target),
         batch=target.batch,
         source="measured",
-        origin=f"{len(chosen)} micro-models of {network.source.name}, interleaved in one campaign",
+        origin=f"{len(equations)} micro-models of {network.source.name}, interleaved in one campaign",
         created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         model_error=MODEL_ERROR,
         entries_sha256="",
+        reference=network.source.name,
+        reference_ms=latencies[0].best_ms if latencies[0] else None,
     )
     return LatencyTable(folder, write_table(folder, manifest, entries), entries)
-
-
-def _job(drawer: Drawer, draft: Draft) -> Job:
-    micro, precision = drawer.micro_model(draft)
-    return Job(micro.model, precision, draft.candidate.float_precision, micro.ranges)

@@ -13,11 +13,14 @@ import onnx
 from hwsearch.backends.base import LowerRequest, RunOptions, get_backend
 from hwsearch.backends.timing import TimingPolicy
 from hwsearch.backends.worker import Worker
+from hwsearch.errors import EvaluationError
 from hwsearch.types import Artifact, Latency, Target, TensorRange
 
 POLICY = TimingPolicy(rounds=12, min_rounds=8, seconds=1.0, round_ms=3.0, half_width=0.005, warmup_seconds=0.02)
 BUILD_TIMEOUT_S = 120.0
 CAMPAIGN_TIMEOUT_S = 60.0  # and as much again per model as its share of the policy's time allows
+
+Built = dict[str, tuple[Artifact, RunOptions]]
 
 Progress = Callable[[str, int, int], None]
 """Called with what is going on, how many are done, and out of how many."""
@@ -51,29 +54,50 @@ def run_options(target: Target, float_precision: str = "fp32") -> RunOptions:
     )
 
 
-def measure_jobs(jobs: Sequence[Job], target: Target, progress: Progress) -> list[Latency]:
-    """Latency of every job, all measured in turns.
+def measure_jobs(jobs: Sequence[Job], target: Target, progress: Progress) -> list[Latency | None]:
+    """Latency of every job, all measured in turns; None where the runtime cannot run a model.
 
     Raises:
-        EvaluationError: a model cannot be built or measured.
+        EvaluationError: no model can be built, or the campaign itself fails.
     """
-    backend = get_backend(target.backend)
-    with tempfile.TemporaryDirectory() as folder:
-        artifacts: dict[str, tuple[Artifact, RunOptions]] = {}
-        with Worker(target.backend, RunOptions(threads=os.cpu_count() or 1)) as builder:
-            for i, job in enumerate(jobs):
-                progress("build", i, len(jobs))
-                path, options = Path(folder) / f"{i}.onnx", run_options(target, job.float_precision)
-                onnx.save(job.model, path)
-                tensors = backend.tensors_to_observe(job.model, job.precision)
-                request = LowerRequest(precision=job.precision, ranges={name: job.ranges[name] for name in tensors})
-                artifact = builder.build(
-                    path, request, Path(folder) / str(i), timeout_s=BUILD_TIMEOUT_S, options=options
-                )
-                artifacts[str(i)] = (artifact, options)
-                path.unlink()
+    with tempfile.TemporaryDirectory() as folder, Worker(target.backend, run_options(target)) as builder:
+        built: Built = {}
+        for i, job in enumerate(jobs):
+            progress("build", i, len(jobs))
+            built[str(i)] = _build(builder, job, target, Path(folder) / str(i))
         progress("measure", 0, len(jobs))
-        with Worker(target.backend, run_options(target), policy=POLICY) as worker:
-            found = worker.measure(artifacts, timeout_s=CAMPAIGN_TIMEOUT_S + 4 * POLICY.seconds * len(jobs))
+        try:
+            found = _measure(built, target)
+        except EvaluationError:
+            progress("find the models that cannot run", 0, len(jobs))
+            runnable = {name: model for name, model in built.items() if _runs(builder, jobs[int(name)], *model)}
+            if not runnable or len(runnable) == len(built):
+                raise
+            found = _measure(runnable, target)
         progress("measure", len(jobs), len(jobs))
-    return [found[str(i)] for i in range(len(jobs))]
+    return [found.get(str(i)) for i in range(len(jobs))]
+
+
+def _build(builder: Worker, job: Job, target: Target, folder: Path) -> tuple[Artifact, RunOptions]:
+    options = run_options(target, job.float_precision)
+    tensors = get_backend(target.backend).tensors_to_observe(job.model, job.precision)
+    request = LowerRequest(precision=job.precision, ranges={name: job.ranges[name] for name in tensors})
+    path = folder.with_suffix(".onnx")
+    onnx.save(job.model, path)
+    artifact = builder.build(path, request, folder, timeout_s=BUILD_TIMEOUT_S, options=options)
+    path.unlink()
+    return artifact, options
+
+
+def _measure(built: Built, target: Target) -> dict[str, Latency]:
+    with Worker(target.backend, run_options(target), policy=POLICY) as worker:
+        return worker.measure(built, timeout_s=CAMPAIGN_TIMEOUT_S + 4 * POLICY.seconds * len(built))
+
+
+def _runs(builder: Worker, job: Job, artifact: Artifact, options: RunOptions) -> bool:
+    """Whether a model can be compiled: OpenVINO 2026.4 cannot compile some mixtures of bf16 and int8."""
+    try:
+        builder.inspect(artifact, job.precision, timeout_s=BUILD_TIMEOUT_S, options=options)
+    except EvaluationError:
+        return False
+    return True

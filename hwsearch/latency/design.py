@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 
+from hwsearch.latency.campaign import Job
 from hwsearch.latency.fit import Matrix, design_matrix, prior_covariance
 from hwsearch.latency.grid import Axes, axes_of, features, thinned
 from hwsearch.latency.kernels import Column, Kind, Node, Shapes, Unit, Width, compiled_units, read_plan
-from hwsearch.latency.micro import MicroModel, chain, pieces, repeatable
+from hwsearch.latency.micro import MicroModel, chain, pieces, plausible_ranges, repeatable
 from hwsearch.latency.network import NetworkUnits
 from hwsearch.model.channels import take_channels
 from hwsearch.model.graph import Network
@@ -83,12 +84,18 @@ class Drawer:
         """Windows of random candidates."""
         return [draft for _ in range(candidates) for draft in self._windows(self.candidate(), windows)]
 
-    def micro_model(self, draft: Draft) -> tuple[MicroModel, dict[str, str]]:
-        """The draft with weights, and the precision of its layers."""
+    def whole_job(self, candidate: Candidate) -> Job:
+        """A whole candidate, ready to be built and measured."""
+        _, model, _ = self.bound(candidate)
+        return Job(model, candidate.precision, candidate.float_precision, plausible_ranges(model.graph))
+
+    def micro_job(self, draft: Draft) -> Job:
+        """A draft with weights, ready to be built and measured."""
         template, model, shapes = self.bound(draft.candidate)
         parts = pieces(model.graph, template.layers)[draft.first : draft.first + draft.length] * draft.repeats
         micro = chain(model, shapes, template.layers, parts)
-        return micro, {name: draft.candidate.precision[layer] for name, layer in micro.layers.items()}
+        precision = {name: draft.candidate.precision[layer] for name, layer in micro.layers.items()}
+        return Job(micro.model, precision, draft.candidate.float_precision, micro.ranges)
 
     def _windows(self, candidate: Candidate, windows: int) -> list[Draft]:
         template = self._reader.without(candidate.dropped)

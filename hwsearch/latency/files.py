@@ -43,6 +43,8 @@ class TableCheck:
         within_5_pct, within_10_pct: Share of models with an error of at most 5 or 10 %.
         spearman: Rank correlation.
         learned: How many of the measurements the residual had seen.
+        drift_pct: How much slower the whole machine ran during the check than during the build, by the reference
+            model; the errors do not contain it.
     """
 
     models: int
@@ -53,6 +55,7 @@ class TableCheck:
     within_10_pct: float
     spearman: float
     learned: int = 0
+    drift_pct: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +69,8 @@ class Manifest:
         origin: One line on where the numbers come from.
         created: ISO time.
         model_error: Relative standard error of a whole model beyond that of its entries.
+        reference: The network the table was built from.
+        reference_ms: Latency of that network, whole and in fp32, in the campaign that measured the entries.
         entries_sha256: Of ``entries.csv``.
         check: How it did against whole models; None if that was not tried.
     """
@@ -77,6 +82,8 @@ class Manifest:
     created: str
     model_error: float
     entries_sha256: str
+    reference: str = ""
+    reference_ms: float | None = None
     check: TableCheck | None = None
     format: int = FORMAT
 

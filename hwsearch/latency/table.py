@@ -17,7 +17,7 @@ from hwsearch.latency.fit import Entry
 from hwsearch.latency.kernels import Kind, Node
 from hwsearch.latency.network import NetworkUnits, integer_flow
 from hwsearch.latency.predictor import CostTable, Predictor
-from hwsearch.types import Device, SearchSpace, SourceModel, Target
+from hwsearch.types import Device, SourceModel, Target
 
 if TYPE_CHECKING:
     from hwsearch.model.template import Template
@@ -64,11 +64,11 @@ class LatencyTable:
             raise ConfigError(f"the latency table {folder} may not be used: {problem}", hint="measure instead")
         return table
 
-    def predictor(self, source: SourceModel, target: Target, space: SearchSpace, template: Template) -> Predictor:
-        """What predicts candidates of `space`.
+    def predictor(self, source: SourceModel, target: Target, template: Template) -> Predictor:
+        """What predicts candidates of a network; it refuses one for which the table lacks an entry.
 
         Raises:
-            ConfigError: the table is for another batch size, or lacks an entry the space needs.
+            ConfigError: the table is for another batch size.
         """
         if target.batch != self.manifest.batch:
             raise ConfigError(

@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from hwsearch.backends.base import get_backend
-from hwsearch.latency.campaign import Job, Progress, measure_jobs
+from hwsearch.latency.campaign import Progress, measure_jobs
 from hwsearch.latency.design import Drawer
 from hwsearch.latency.files import TableCheck
-from hwsearch.latency.micro import plausible_ranges
 from hwsearch.latency.network import NetworkUnits
 from hwsearch.latency.predictor import Predictor
 from hwsearch.latency.table import LatencyTable
 from hwsearch.model.graph import Network
-from hwsearch.types import Candidate, SearchSpace, Target
+from hwsearch.space.space import uniform
+from hwsearch.types import Candidate, Latency, SearchSpace, Target
 
 STRATUM = 6  # candidates drawn for each that is measured
 SEED = 20_000  # unlike the build's
@@ -26,7 +26,7 @@ SEED = 20_000  # unlike the build's
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One whole model: what was predicted, with its standard error, and what was measured, in ms."""
+    """One whole model: what was predicted, with its standard error, and what was measured (drift removed), in ms."""
 
     candidate: Candidate
     predicted_ms: float
@@ -67,19 +67,31 @@ def check_table(
         ConfigError: the table lacks an entry.
         EvaluationError: a model cannot be built or measured.
     """
-    predictor = table.predictor(network.source, target, space, network.template)
+    predictor = table.predictor(network.source, target, network.template)
     reader = NetworkUnits(network.source, network.template, get_backend(target.backend).tensors_to_observe)
     drawer = Drawer(network, space, reader, seed)
     candidates = [*_stratified(drawer, predictor, models), *extra]
-    latencies = measure_jobs([_job(drawer, candidate) for candidate in candidates], target, progress)
+    jobs = [drawer.whole_job(candidate) for candidate in (uniform(network.source, "fp32"), *candidates)]
+    reference, *latencies = measure_jobs(jobs, target, progress)
+    drift = _drift(table, network, reference)
     points = tuple(
-        Point(candidate, *predictor(candidate), latency.best_ms)
+        Point(candidate, *predictor(candidate), latency.best_ms / drift)
         for candidate, latency in zip(candidates, latencies, strict=True)
+        if latency is not None
     )
-    return Validation(summarise(points), _after_learning(predictor, points), points)
+    drift_pct = 100 * (drift - 1)
+    return Validation(summarise(points, drift_pct), _after_learning(predictor, points, drift_pct), points)
 
 
-def summarise(points: Sequence[Point], *, learned: int = 0) -> TableCheck:
+def _drift(table: LatencyTable, network: Network, reference: Latency | None) -> float:
+    """How many times slower the reference model ran than when the table was built; 1 for another network's table."""
+    manifest = table.manifest
+    if reference is None or manifest.reference_ms is None or manifest.reference != network.source.name:
+        return 1.0
+    return reference.best_ms / manifest.reference_ms
+
+
+def summarise(points: Sequence[Point], drift_pct: float = 0.0, learned: int = 0) -> TableCheck:
     """Error figures of some predictions."""
     measured = np.array([point.measured_ms for point in points])
     error = 100 * (np.array([point.predicted_ms for point in points]) / measured - 1)
@@ -92,10 +104,11 @@ def summarise(points: Sequence[Point], *, learned: int = 0) -> TableCheck:
         within_10_pct=_share(np.abs(error) <= 10),
         spearman=float(spearmanr([point.predicted_ms for point in points], measured).statistic),
         learned=learned,
+        drift_pct=drift_pct,
     )
 
 
-def _after_learning(predictor: Predictor, points: Sequence[Point]) -> TableCheck | None:
+def _after_learning(predictor: Predictor, points: Sequence[Point], drift_pct: float) -> TableCheck | None:
     half = len(points) // 2
     if half < 10:
         return None
@@ -103,18 +116,13 @@ def _after_learning(predictor: Predictor, points: Sequence[Point]) -> TableCheck
     for point in shuffled[:half]:
         predictor.learn(point.candidate, point.measured_ms)
     unseen = [Point(p.candidate, *predictor(p.candidate), p.measured_ms) for p in shuffled[half:]]
-    return summarise(unseen, learned=half)
+    return summarise(unseen, drift_pct, learned=half)
 
 
 def _stratified(drawer: Drawer, predictor: Predictor, models: int) -> list[Candidate]:
     """One candidate of every stretch of predicted latency that holds equally many."""
     drawn = sorted((drawer.candidate(any_width=True) for _ in range(STRATUM * models)), key=lambda c: predictor(c)[0])
     return drawn[STRATUM // 2 :: STRATUM]
-
-
-def _job(drawer: Drawer, candidate: Candidate) -> Job:
-    _, model, _ = drawer.bound(candidate)
-    return Job(model, candidate.precision, candidate.float_precision, plausible_ranges(model.graph))
 
 
 def _share(hits: NDArray[np.bool_]) -> float:
