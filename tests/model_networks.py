@@ -64,6 +64,22 @@ class PreActivation(nn.Module):
         return self.head(functional.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
+class Gated(nn.Module):
+    """A residual block whose inner channels are scaled by a squeeze-and-excitation gate: tied, but not by a sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.expand, self.project = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 1), nn.Conv2d(8, 4, 1)
+        self.squeeze, self.excite = nn.Conv2d(8, 2, 1), nn.Conv2d(2, 8, 1)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = torch.relu(self.expand(x))
+        y = y * torch.sigmoid(self.excite(torch.relu(self.squeeze(y.mean((2, 3), keepdim=True)))))
+        return self.head((x + self.project(y)).mean((2, 3)))
+
+
 class Transformer(nn.Module):
     """A ViT with one `nn.MultiheadAttention` block and one hand-written attention block."""
 
@@ -91,12 +107,19 @@ class Transformer(nn.Module):
         return self.head(x[:, 0])
 
 
+def shuffle(x):
+    """Channels of two groups, interleaved."""
+    n, c, h, w = x.shape
+    return x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
 class Awkward(nn.Module):
-    """Channels that cannot simply go: grouped, shuffled, scaled by a parameter, fixed in a reshape, used twice."""
+    """Channels that cannot simply go: split, grouped, shuffled, scaled by a parameter, fixed by a reshape, reused."""
 
     def __init__(self):
         super().__init__()
-        self.before_grouped, self.grouped = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=2)
+        self.split, self.side = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 4, 1)
+        self.before_grouped, self.grouped = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=2)
         self.shuffled, self.scaled, self.fixed = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 4, 1)
         self.scale = nn.Parameter(torch.ones(6, 1, 1))
         self.twice = nn.Conv2d(4, 4, 1)
@@ -104,9 +127,11 @@ class Awkward(nn.Module):
         self.head = nn.Linear(3, 5)
 
     def forward(self, x):
+        left, right = self.split(x).chunk(2, 1)
+        x = shuffle(torch.cat([left, torch.relu(self.side(right))], 1))
         x = torch.relu(self.grouped(torch.relu(self.before_grouped(x))))
-        n, c, h, w = *self.shuffled(x).shape[:2], *x.shape[2:]
-        x = self.shuffled(x).view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+        x = shuffle(self.shuffled(x))
+        n, _, h, w = x.shape
         x = torch.relu(self.scaled(x)) * self.scale
         x = self.fixed(x).reshape(n, 2, 2, h, w).sum(1).repeat(1, 2, 1, 1)
         x = self.twice(torch.relu(self.twice(x)))
@@ -132,6 +157,7 @@ NETWORKS = {
     "depthwise": (Depthwise, 16),
     "concat": (Concat, 8),
     "pre-activation": (PreActivation, 8),
+    "gated": (Gated, 8),
     "transformer": (Transformer, 16),
     "awkward": (Awkward, 8),
 }

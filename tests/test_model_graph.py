@@ -93,6 +93,16 @@ def test_a_branch_with_a_second_reader_stays():
     assert ChannelAxis(module="norm", side="out") in groups_of(source)["stem"].axes
 
 
+def test_a_gate_ties_channels_without_making_a_stage():
+    source = traced("gated").source
+    kinds = {group.name: group.kind for group in source.groups}
+    assert kinds == {"stem": "stage", "expand": "inner", "squeeze": "inner"}
+    outputs = {axis.module for axis in groups_of(source)["expand"].axes if axis.side == "out"}
+    assert outputs == {"expand", "excite"}
+    (branch,) = source.branches
+    assert branch.groups == ("expand", "squeeze")
+
+
 def test_transformer():
     source = traced("transformer").source
     assert [(group.name, group.channels) for group in source.groups] == [("fc1", 24)]
@@ -110,7 +120,7 @@ def test_what_is_not_safe_is_refused_with_a_reason():
     assert list(groups_of(source)) == ["plain", "after"]
     assert "grouped" in refusal(source, "before_grouped")
     assert "scale" in refusal(source, "scaled")
-    for name in ("grouped", "shuffled", "fixed"):
+    for name in ("split", "side", "grouped", "shuffled", "fixed"):
         assert refusal(source, name), name
     assert "twice" not in [layer.name for layer in source.layers]
     assert "more than once" in refusal(source, "twice.weight")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -31,8 +32,6 @@ NORMS = (*BATCH_NORMS, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.In
 
 Side = Literal["out", "in"]
 Axis = tuple[str, Side]
-
-TOLERANCE = 1e-3
 
 
 class _Refusal(Exception):  # noqa: N818  (not an error: a finding)
@@ -100,31 +99,37 @@ class _Proposals:
         if not isinstance(module, LAYER_TYPES) or module not in self._graph.module2node:
             raise _Refusal("torch-pruning does not see this layer")
         channels = module.weight.shape[0]
-        first, second, last = (self._touched(module, c) for c in (0, min(1, channels - 1), channels - 1))
-        if not first.keys() == second.keys() == last.keys():
+        first, second, last = (self._removing(module, c) for c in (0, min(1, channels - 1), channels - 1))
+        if not first.entries.keys() == second.entries.keys() == last.entries.keys():
             raise _Refusal("its channels do not all go the same way")
-        axes = [axis for key in first for axis in _linear(key, first[key], second[key], last[key], channels)]
+        axes = tuple(
+            axis
+            for key, entries in first.entries.items()
+            for axis in _linear(key, entries, second.entries[key], last.entries[key], channels)
+        )
         if ChannelAxis(module=layer, side="out") not in axes:
             raise _Refusal("its channels are tied to one another")
-        producers = {axis.module for axis in axes if axis.side == "out" and self._produces(axis.module)}
-        return PruneGroup(
-            name=layer, channels=channels, kind="stage" if len(producers) > 1 else "inner", axes=tuple(axes)
-        )
+        for axis in axes:
+            if axis.offset + channels * axis.repeat > self._size(axis):
+                raise _Refusal(f"its channels reach `{axis.module}` in an order that is not known")
+        return PruneGroup(name=layer, channels=channels, kind="stage" if first.crosses_add else "inner", axes=axes)
 
-    def _touched(self, module: nn.Module, channel: int) -> dict[Axis, list[int]]:
-        """Axis -> entries that go when one output channel of `module` goes."""
+    def _removing(self, module: nn.Module, channel: int) -> _Removal:
+        """What goes when one output channel of `module` goes."""
         pruner = self._graph.get_pruner_of_module(module)
         found: dict[Axis, set[int]] = defaultdict(set)
+        crosses_add = False
         for item in self._graph.get_pruning_group(module, pruner.prune_out_channels, [channel]):
             target, handler = item.dep.target.module, item.dep.handler
             if target in self._parameters:
                 raise _Refusal(f"parameter `{self._parameters[target]}` holds its channels")
+            crosses_add |= target not in self._names and _is_sum(item.dep.target)
             if target not in self._names or (isinstance(target, nn.PReLU) and target.num_parameters == 1):
                 continue
             side: Side = "out" if self._graph.is_out_channel_pruning_fn(handler) else "in"
             self._check(target, side)
             found[self._names[target], side].update(item.idxs)
-        return {axis: sorted(entries) for axis, entries in found.items()}
+        return _Removal({axis: sorted(entries) for axis, entries in found.items()}, crosses_add)
 
     def _check(self, target: nn.Module, side: str) -> None:
         name = self._names[target]
@@ -135,9 +140,23 @@ class _Proposals:
         if side == "in" and not isinstance(target, LAYER_TYPES):
             raise _Refusal(f"`{name}` reads its channels in a way that is not known")
 
-    def _produces(self, name: str) -> bool:
-        module = self._modules[name]
-        return isinstance(module, LAYER_TYPES) and not _is_depthwise(module)
+    def _size(self, axis: ChannelAxis) -> int:
+        """Length of the axis: of the weight, or of a norm's statistics."""
+        state = self._modules[axis.module].state_dict()
+        dim = 1 if axis.side == "in" else 0
+        return min((tensor.shape[dim] for tensor in state.values() if tensor.dim() > dim), default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Removal:
+    """Axis -> entries that go with one channel, and whether the channel passes a sum of two tensors."""
+
+    entries: dict[Axis, list[int]]
+    crosses_add: bool
+
+
+def _is_sum(node: Any) -> bool:
+    return hasattr(node.grad_fn, "name") and node.grad_fn.name().startswith("AddBackward") and len(node.inputs) > 1
 
 
 def _is_depthwise(module: nn.Module) -> bool:
@@ -201,35 +220,46 @@ def _with_free_order(
 ) -> list[PruneGroup]:
     """Groups whose channels can be permuted without changing what the network computes."""
     state = _unsymmetric_state(module)
-    inputs = torch.randn(example.shape, generator=torch.Generator().manual_seed(0)).to(example.dtype)
+    draw = torch.Generator().manual_seed(0)
+    inputs = torch.randn((2, *example.shape[1:]), generator=draw, dtype=torch.float64)
 
-    def unchanged(some: Sequence[PruneGroup]) -> bool:
+    def outputs(some: Sequence[PruneGroup]) -> Tensor:
         order = np.random.default_rng(0)
         permuted = take_channels(state, some, {group.name: order.permutation(group.channels) for group in some})
-        return _close(functional_call(module, permuted, (inputs,)), outputs)
+        found: Tensor = functional_call(module, permuted, (inputs,))
+        return found
 
     with torch.no_grad():
-        outputs = functional_call(module, dict(state), (inputs,))
-        if unchanged(groups):
+        try:
+            expected = outputs([])
+        except RuntimeError:  # a network that mixes in single precision of its own
+            state, inputs = {name: _single(tensor) for name, tensor in state.items()}, inputs.float()
+            expected = outputs([])
+        if _close(outputs(groups), expected):
             return groups
-        free = [group for group in groups if unchanged([group])]
+        free = [group for group in groups if _close(outputs([group]), expected)]
     for group in groups:
         if group not in free:
             refused[group.name] = "the order of its channels matters to the network"
     return free
 
 
+def _single(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
 def _close(one: Tensor, other: Tensor) -> bool:
-    difference, scale = (one - other).abs().max().item(), other.abs().max().item()
-    return difference <= TOLERANCE * scale
+    tolerance = 1e-9 if other.dtype == torch.float64 else 1e-5
+    return (one - other).abs().max().item() <= tolerance * other.abs().max().item()
 
 
 def _unsymmetric_state(module: nn.Module) -> Mapping[str, Tensor]:
-    """The state dict with all vectors and constants made random, so that no permutation goes unnoticed."""
+    """The state dict in double precision, vectors and constants made random so that no permutation goes unnoticed."""
     draw = torch.Generator().manual_seed(1)
     state = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+    state = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     statistics = {name for name in state if name.endswith((".running_mean", ".running_var"))}
-    for name in {name for name, _ in module.named_parameters()} | statistics:
+    for name in sorted({name for name, _ in module.named_parameters()} | statistics):
         tensor = state[name]
         if tensor.dim() == 1 or bool((tensor == tensor.flatten()[0]).all()):
             tensor.uniform_(0.5, 1.5, generator=draw)
