@@ -1,0 +1,343 @@
+"""Latency tables: units of a network, the fit, files that are refused, predictions that learn. Nothing is timed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hwsearch.backends.base import get_backend
+from hwsearch.config import SpaceConfig
+from hwsearch.errors import ConfigError
+from hwsearch.latency.build import target_device
+from hwsearch.latency.design import Drawer, choose, reachable_axes
+from hwsearch.latency.files import ENTRIES, MANIFEST, TableCheck
+from hwsearch.latency.fit import Equation, fit
+from hwsearch.latency.grid import Axes
+from hwsearch.latency.kernels import CALL, Kind, compiled_units, read_plan
+from hwsearch.latency.micro import pieces, plausible_ranges
+from hwsearch.latency.network import NetworkUnits, integer_flow
+from hwsearch.latency.residual import Residual
+from hwsearch.latency.table import LatencyTable, gate, import_table, table_folder
+from hwsearch.latency.validate import Point, summarise
+from hwsearch.model.graph import trace
+from hwsearch.space.space import build_space, uniform
+from hwsearch.space.target import load_target
+from hwsearch.types import Candidate
+from hwsearch.zoo.resnet import ResNet
+
+EXAMPLE = Path(__file__).parents[1] / "latency_tables" / "example-edge-asic"
+KIND = Kind("conv", "3x3", "8x8", "fp32")
+
+
+@pytest.fixture(scope="module")
+def network():
+    return trace(ResNet(2, 10).eval(), np.zeros((1, 3, 32, 32), np.float32), name="resnet14")
+
+
+@pytest.fixture(scope="module")
+def ort(network):
+    target = load_target("ort-cpu")
+    space = build_space(network.source, target, SpaceConfig(), isa=())
+    reader = NetworkUnits(network.source, network.template, get_backend("onnxruntime").tensors_to_observe)
+    return reader, Drawer(network, space, reader)
+
+
+@pytest.fixture(scope="module")
+def edge(network):
+    target = load_target("edge-asic-4bit")
+    space = build_space(network.source, target, SpaceConfig(), isa=())
+    table = LatencyTable.open(EXAMPLE, target_device(target))
+    reader = NetworkUnits(network.source, network.template, integer_flow)
+    return table.predictor(network.source, target, network.template), Drawer(network, space, reader, seed=3)
+
+
+# --------------------------------------------------------------------------- units
+
+
+def test_every_layer_is_one_unit_in_its_precision(network, ort):
+    reader, drawer = ort
+    for _ in range(10):
+        candidate = drawer.candidate()
+        layers = [unit for unit in reader.units(candidate) if unit.kind.unit in ("conv", "linear")]
+        assert sorted(unit.kind.precision for unit in layers) == sorted(candidate.precision.values())
+
+
+def test_units_read_from_prune_groups_equal_those_of_the_bound_model(ort):
+    reader, drawer = ort
+    for _ in range(10):
+        candidate = drawer.candidate(any_width=True)
+        template, model, shapes = drawer.bound(candidate)
+        plan = read_plan(model, template.layers, shapes, None)
+        units = compiled_units(plan, reader.quantized(model, candidate.precision), candidate.precision, "fp32")
+        assert [(u.kind, u.inputs.fixed, u.outputs.fixed) for u in units] == [
+            (u.kind, *(width.channels({**reader.full, **candidate.keep}) for width in (u.inputs, u.outputs)))
+            for u in reader.units(candidate)
+        ]
+
+
+def test_a_conversion_is_priced_where_precisions_meet(network, ort):
+    reader, _ = ort
+    quiet = {unit.kind.unit for unit in reader.units(uniform(network.source, "fp32"))}
+    assert not quiet & {"quantize", "dequantize"}
+    first, *rest = [layer.name for layer in network.source.layers]
+    mixed = Candidate(keep={}, dropped=(), precision={first: "int8"} | dict.fromkeys(rest, "fp32"))
+    assert sum(unit.kind.unit == "dequantize" for unit in reader.units(mixed)) == 2  # the branch and its shortcut
+
+
+def test_a_network_is_cut_between_its_blocks(network):
+    template = network.template
+    cut = pieces(template.skeleton.graph, template.layers)
+    assert len(cut) == 8  # stem, six blocks, head
+    assert [piece.reads for piece in cut[1:]] == [piece.writes for piece in cut[:-1]]
+    assert sum(len(piece.nodes) for piece in cut) == len(template.skeleton.graph.node)
+
+
+def test_micro_models_are_valid_and_hold_the_units_they_were_drafted_with(ort):
+    reader, drawer = ort
+    for draft in drawer.drafts(6, 3):
+        job = drawer.micro_job(draft)
+        onnx.checker.check_model(job.model, full_check=True)
+        convolutions = sum(n for (kind, _), n in draft.counts.items() if kind.unit in ("conv", "linear"))
+        assert convolutions == len(job.precision)
+        assert set(reader.quantized(job.model, job.precision)) <= set(job.ranges)
+
+
+def test_ranges_start_at_zero_after_a_relu(network):
+    ranges = plausible_ranges(network.template.skeleton.graph)
+    assert ranges["input"].low < 0
+    assert {ranges[node.output[0]].low for node in network.template.skeleton.graph.node if node.op_type == "Relu"} == {
+        0
+    }
+
+
+# --------------------------------------------------------------------------- fit
+
+
+@given(channels=st.integers(8, 64))
+def test_interpolation_stays_between_its_neighbours_and_is_exact_on_nodes(channels):
+    axes = Axes((8, 24, 64), (8, 24, 64), tied=True)
+    weights = axes.weights((channels, channels))
+    assert weights is not None
+    assert sum(weights.values()) == pytest.approx(1)
+    assert min(weights.values()) >= 0
+    assert sum(node[0] * weight for node, weight in weights.items()) == pytest.approx(channels)
+    assert axes.weights((7, 7)) is None
+    assert axes.weights((65, 65)) is None
+
+
+def test_the_fit_recovers_the_costs_that_made_the_measurements():
+    rng = np.random.default_rng(0)
+    axes = {CALL: Axes((1,), (1,), tied=True), KIND: Axes((16, 32, 64), (16, 32, 64), tied=False)}
+    true = {node: 0.01 * node[0] * node[1] * rng.uniform(0.8, 1.2) for node in axes[KIND].nodes()}
+    equations = [
+        Equation({(CALL, (1, 1)): 1, (KIND, node): repeats}, 5 + repeats * cost, 0.01)
+        for node, cost in true.items()
+        for repeats in (1, 4)
+    ]
+    entries = fit(equations, axes)
+    assert entries[CALL][1, 1].latency_us == pytest.approx(5, abs=1)
+    for node, cost in true.items():
+        assert entries[KIND][node].latency_us == pytest.approx(cost, rel=0.05)
+        assert entries[KIND][node].models == 2
+
+
+def test_the_micro_models_chosen_tell_more_than_as_many_others(ort):
+    reader, drawer = ort
+    drafts, wholes = drawer.drafts(20, 5), [drawer.candidate() for _ in range(20)]
+    axes = reachable_axes([u for c in wholes for u in reader.units(c)], drafts, drawer.widths, reader.full)
+    chosen = choose(drafts, [reader.counts(c) for c in wholes], axes, 30)
+    assert len({id(draft) for draft in chosen}) == 30
+    met = {column for draft in chosen for column in draft.counts}
+    assert len(met) > len({column for draft in drafts[:30] for column in draft.counts})
+
+
+# --------------------------------------------------------------------------- prediction
+
+
+def test_fewer_bits_and_fewer_layers_are_never_slower_on_the_example_device(network, edge):
+    predictor, _ = edge
+    latency = {name: predictor(uniform(network.source, name))[0] for name in ("int8", "fp32")}
+    assert latency["int8"] < latency["fp32"]
+    layers = {layer.name: layer.op for layer in network.source.layers}
+    four = {name: "int4" if op == "conv" else "int8" for name, op in layers.items()}
+    narrow = Candidate(keep={}, dropped=(), precision=four)
+    gone = network.source.branches[0]
+    short = Candidate(keep={}, dropped=(gone.name,), precision={n: p for n, p in four.items() if n not in gone.layers})
+    assert predictor(short)[0] < predictor(narrow)[0] < latency["int8"]
+
+
+def test_every_candidate_of_the_space_has_a_price_and_an_error(edge):
+    predictor, drawer = edge
+    for _ in range(60):
+        latency, sigma = predictor(drawer.candidate(any_width=True))
+        assert 0 < sigma < latency
+
+
+def test_a_missing_entry_is_named_and_gives_no_number(network, edge):
+    predictor, _ = edge
+    with pytest.raises(ConfigError, match=r"no entry for .* bf16"):
+        predictor(uniform(network.source, "bf16"))
+
+
+def test_learning_removes_an_error_of_one_family_and_narrows_the_rest():
+    rng = np.random.default_rng(1)
+    residual = Residual(4, 0.005)
+    before = residual.apply([10, 10, 10, 10])
+    for _ in range(30):
+        costs = rng.uniform(5, 20, 4)
+        residual.learn(costs, float(costs.sum() + 0.1 * costs[2]))
+    latency, variance = residual.apply([10, 10, 10, 10])
+    assert before[0] == pytest.approx(40)
+    assert latency == pytest.approx(41, rel=0.005)
+    assert residual.apply([10, 10, 20, 0])[0] == pytest.approx(42, rel=0.01)
+    assert variance < (0.03 * latency) ** 2
+
+
+# --------------------------------------------------------------------------- files and the gate
+
+
+@pytest.fixture
+def copy(tmp_path):
+    for name in (ENTRIES, MANIFEST):
+        (tmp_path / name).write_bytes((EXAMPLE / name).read_bytes())
+    return tmp_path
+
+
+def rewrite(folder, old, new):
+    """Change the entries and make the manifest agree, as somebody who edits a table by hand would."""
+    text = (folder / ENTRIES).read_text()
+    assert old in text
+    (folder / "edited.csv").write_text(text.replace(old, new, 1))
+    return folder / "edited.csv"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("latency_us", "latency", "lacks the column `latency_us`"),
+        ("Add,mixed,16x16,fp32,8,8,", "Add,mixed,16x16,fp32,8,8,-", "wrong value"),
+        ("Add,mixed,16x16,fp32,8,8,", "Add,mixed,16x16,fp32,8,8,nan", "wrong value"),
+        ("Add,mixed,16x16,fp32,8,8,", "Add,mixed,16x16,fp32,half,8,", "wrong value"),
+        ("Add,mixed,16x16,fp32,8,8,", "Add,mixed,16x16,fp32,8,8,1,", "stray comma"),
+        ("Add,mixed,16x16,fp32,16,16", "Add,mixed,16x16,fp32,8,8", "same unit twice"),
+    ],
+)
+def test_a_wrong_entry_is_refused_with_its_place(copy, old, new, message):
+    path = rewrite(copy, old, new)
+    with pytest.raises(ConfigError, match=message):
+        import_table(path, copy / "out", LatencyTable.load(copy).manifest.device, batch=1, source="modelled", origin="")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (MANIFEST, b"{", "not a JSON file"),
+        (MANIFEST, b"[]", "not the manifest"),
+        (MANIFEST, b'{"format": 1, "batch": 1}', "manifest .* is damaged"),
+        (ENTRIES, b"unit,window\nconv", "is damaged"),
+        (ENTRIES, b"", "is damaged"),
+        (ENTRIES, None, "has no entries.csv"),
+        (MANIFEST, None, "no latency table"),
+    ],
+)
+def test_a_damaged_table_is_refused(copy, name, content, message):
+    if content is None:
+        (copy / name).unlink()
+    else:
+        (copy / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        LatencyTable.load(copy)
+
+
+def test_a_truncated_table_is_refused(copy):
+    data = (copy / ENTRIES).read_bytes()
+    (copy / ENTRIES).write_bytes(data[: len(data) // 2])
+    with pytest.raises(ConfigError, match="is damaged"):
+        LatencyTable.load(copy)
+
+
+def test_a_table_of_another_device_or_version_is_refused(copy):
+    device = LatencyTable.load(copy).manifest.device
+    for change in ({"chip": "another"}, {"backend_version": "2"}, {"threads": 4}):
+        with pytest.raises(ConfigError, match="does not hold here"):
+            LatencyTable.open(copy, dataclasses.replace(device, **change))
+
+
+def test_a_table_for_another_batch_is_refused(network, copy):
+    target = load_target("edge-asic-4bit", batch=8)
+    with pytest.raises(ConfigError, match="is for batch 1"):
+        LatencyTable.load(copy).predictor(network.source, target, network.template)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({}, None),
+        ({"within_10_pct": 90.0}, "within 10 %"),
+        ({"spearman": 0.9}, "Spearman"),
+        ({"models": 5}, "not checked"),
+    ],
+)
+def test_the_gate(copy, change, reason):
+    check = TableCheck(models=40, mape_pct=2, bias_pct=0, max_pct=8, within_5_pct=95, within_10_pct=100, spearman=0.99)
+    manifest = LatencyTable.load(copy).manifest
+    measured = dataclasses.replace(manifest, source="measured", check=dataclasses.replace(check, **change))
+    problem = gate(measured)
+    assert problem is None if reason is None else reason in problem
+    assert "not checked" in gate(dataclasses.replace(measured, check=None))
+
+
+def test_a_checked_table_keeps_its_figures(copy):
+    check = TableCheck(
+        models=40, mape_pct=2, bias_pct=0, max_pct=8, within_5_pct=95, within_10_pct=100, spearman=0.99, drift_pct=1
+    )
+    before = LatencyTable.load(copy)
+    before.checked(check)
+    after = LatencyTable.load(copy)
+    assert after.manifest.check == check
+    assert after.entries == before.entries
+    assert json.loads((copy / MANIFEST).read_text())["model_error"] == pytest.approx(0.025)
+
+
+def test_error_figures_are_those_of_the_points():
+    candidate = Candidate(keep={}, dropped=(), precision={})
+    points = [Point(candidate, p, 0.1, m) for p, m in ((1.02, 1.0), (2.0, 2.0), (3.6, 4.0), (8.0, 8.0))]
+    check = summarise(points)
+    assert check.mape_pct == pytest.approx(3)
+    assert check.bias_pct == pytest.approx(-2)
+    assert check.max_pct == pytest.approx(10)
+    assert (check.within_5_pct, check.spearman) == (75, 1)
+
+
+def test_folders_are_apart_for_devices_and_studies():
+    device = target_device(load_target("edge-asic-4bit"))
+    folder = table_folder(device, "digits")
+    assert folder.parts[:2] == ("latency_tables", "table")
+    assert folder != table_folder(dataclasses.replace(device, threads=2), "digits") != table_folder(device, "other")
+
+
+# --------------------------------------------------------------------------- end to end
+
+
+@pytest.mark.slow
+def test_build_and_check_a_small_table(tmp_path, network):
+    from hwsearch.latency.build import build_table
+    from hwsearch.latency.validate import check_table
+
+    target = load_target("ort-cpu")
+    config = SpaceConfig(drop_branches=False, granularity=32)
+    space = build_space(network.source, target, config, isa=())
+    table = build_table(network, space, target, tmp_path, lambda *_: None, micro_models=12)
+    found = check_table(table, network, space, target, lambda *_: None, models=4)
+    table = table.checked(found.check)
+    assert found.check.models == 4
+    assert all(point.predicted_ms > 0 and point.sigma_ms > 0 for point in found.points)
+    with pytest.raises(ConfigError, match="may not be used"):
+        LatencyTable.open(tmp_path, table.manifest.device)
