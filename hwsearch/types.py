@@ -577,6 +577,10 @@ def _build_union(args: tuple[Any, ...], data: Any) -> Any:
         return None
     choices = [a for a in args if a is not type(None)]
     if len(choices) > 1 and isinstance(data, dict) and "kind" in data:
-        choices = [a for a in choices if getattr(a, "__dataclass_fields__", {}).get("kind") is not None
-                   and a.__dataclass_fields__["kind"].default == data["kind"]]
+        choices = [
+            a
+            for a in choices
+            if getattr(a, "__dataclass_fields__", {}).get("kind") is not None
+            and a.__dataclass_fields__["kind"].default == data["kind"]
+        ]
     return _build(choices[0], data)

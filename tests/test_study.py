@@ -214,3 +214,18 @@ def test_a_kill_between_record_and_tell_is_mended(tmp_path, target):
     assert states[recorded.number] == "COMPLETE"
     assert states[empty.number] == "FAIL"
     assert from_json(storage.Trial, copy) in Run.open(run.path).trials
+
+
+def mean_confidence(outputs, targets):
+    return float(outputs[np.arange(len(targets)), targets].mean())
+
+
+def test_any_function_can_be_the_metric(tmp_path, target):
+    study = search(
+        TinyNet(), data=DATA, metric=mean_confidence, target=target, out=tmp_path, name="tiny", evaluations=3
+    )
+    accuracy = study.trials[0].outcome.accuracy
+    assert accuracy.metric == "mean_confidence"
+    assert accuracy.ci95 is None
+    best = study.front().pick(max_latency_ms=1e6)
+    assert best.accuracy == max(chosen.accuracy for chosen in study.front())

@@ -29,6 +29,7 @@ from hwsearch.cli.inspect import compare, show
 from hwsearch.cli.output import FLAGS, Flags, flags, print_error, print_text
 from hwsearch.cli.report import report
 from hwsearch.cli.search import search
+from hwsearch.cli.table import app as table
 from hwsearch.errors import ConfigError, HwSearchError
 
 INTERNAL_ERROR = 70
@@ -53,6 +54,7 @@ app = typer.Typer(
 for panel, commands in PANELS.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)
+app.add_typer(table, rich_help_panel="Search")
 
 
 def _print_version(value: bool) -> None:

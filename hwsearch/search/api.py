@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,9 +166,15 @@ def _config(
             "name": name or kind.__name__.lower(),
             "model": f"{kind.__module__}:{kind.__qualname__}",
             "data": data if isinstance(data, str) else {"source": "python"},
-            "metric": metric if isinstance(metric, str) else getattr(metric, "__name__", "metric"),
+            "metric": metric if isinstance(metric, str) else _spelled(metric),
             "target": target,
             "search": search_settings,
             **settings,
         }
     )
+
+
+def _spelled(function: object) -> str:
+    """A live function in the form of a study file, as a record of what was used."""
+    name = getattr(function, "__name__", type(function).__name__)
+    return f"{getattr(function, '__module__', 'python')}:{re.sub(r'[^A-Za-z0-9_]', '_', name)}"
