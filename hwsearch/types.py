@@ -11,12 +11,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
-
-import math
 
 Record = TypeVar("Record")
 
@@ -542,14 +541,14 @@ def from_json(kind: type[Record], data: Any) -> Record:
     Raises:
         TypeError, KeyError, ValueError: `data` does not describe such a record.
     """
-    return typing.cast(Record, _build(kind, data))
+    return typing.cast("Record", _build(kind, data))
 
 
 def _build(kind: Any, data: Any) -> Any:
     origin = typing.get_origin(kind)
     args = typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
-        return _build_record(typing.cast(type, kind), data)
+        return _build_record(typing.cast("type", kind), data)
     if origin in (types.UnionType, typing.Union):
         return _build_union(args, data)
     if origin is tuple:

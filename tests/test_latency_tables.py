@@ -51,7 +51,7 @@ def ort(network):
 
 @pytest.fixture(scope="module")
 def edge(network):
-    target = load_target("edge-asic-4bit")
+    target = load_target(str(EXAMPLE / "edge-asic-4bit.yaml"))
     space = build_space(network.source, target, SpaceConfig(), isa=())
     table = LatencyTable.open(EXAMPLE, target_device(target))
     reader = NetworkUnits(network.source, network.template, integer_flow)
@@ -271,7 +271,7 @@ def test_a_table_of_another_device_or_version_is_refused(copy):
 
 
 def test_a_table_for_another_batch_is_refused(network, copy):
-    target = load_target("edge-asic-4bit", batch=8)
+    target = load_target(str(EXAMPLE / "edge-asic-4bit.yaml"), batch=8)
     with pytest.raises(ConfigError, match="is for batch 1"):
         LatencyTable.load(copy).predictor(network.source, target, network.template)
 
@@ -317,7 +317,7 @@ def test_error_figures_are_those_of_the_points():
 
 
 def test_folders_are_apart_for_devices_and_studies():
-    device = target_device(load_target("edge-asic-4bit"))
+    device = target_device(load_target(str(EXAMPLE / "edge-asic-4bit.yaml")))
     folder = table_folder(device, "digits")
     assert folder.parts[:2] == ("latency_tables", "table")
     assert folder != table_folder(dataclasses.replace(device, threads=2), "digits") != table_folder(device, "other")

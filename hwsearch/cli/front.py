@@ -74,6 +74,7 @@ def point_document(point: FrontPoint) -> dict[str, Any]:
         "accuracy_ci95": None if point.accuracy.ci95 is None else list(point.accuracy.ci95),
         "latency_ms": point.latency.best_ms,
         "latency_ci95_ms": list(point.latency.ci95_ms),
+        "latency_source": point.latency.source,
         "size_bytes": point.size_bytes,
         "baseline": point.baseline,
         "split": point.accuracy.split,
@@ -85,17 +86,26 @@ def print_front(front: Front, points: Sequence[FrontPoint]) -> None:
     rows = sorted({*points, *(p for p in front.points if p.baseline)}, key=lambda p: p.latency.best_ms)
     metric = front.points[0].accuracy.metric if front.points else "accuracy"
     print_table(
-        ["key", metric, "±", "ms", "±", "vs fp32", "MB", "", ""],
+        ["key", metric, "±", "ms", "±", "vs fp32", "MB", "", "", ""],
         [_cells(point, front.points) for point in rows],
     )
-    state = "finalists measured together" if front.final else "not final: the search has not finished"
-    note(f"{front.target}, {front.device.chip}; {state}; * on the front")
+    note(f"{front.target}, {front.device.chip}; {_state(front)}; * on the front")
 
 
 def speed_up(point: FrontPoint, points: Sequence[FrontPoint]) -> str:
     """How many times as fast as the fp32 baseline among `points`; empty if there is none."""
     yardstick = next((p for p in points if p.baseline == "fp32"), None)
     return f"{yardstick.latency.best_ms / point.latency.best_ms:.2f}x" if yardstick else ""
+
+
+def _state(front: Front) -> str:
+    """How far the figures can be trusted, in words."""
+    if not front.final:
+        return "not final: the search has not finished"
+    sources = {point.latency.source for point in front.points}
+    if sources == {"measured"}:
+        return "finalists measured together"
+    return f"latencies come from: {', '.join(sorted(sources))}"
 
 
 def _cells(point: FrontPoint, points: Sequence[FrontPoint]) -> list[str]:
@@ -110,6 +120,7 @@ def _cells(point: FrontPoint, points: Sequence[FrontPoint]) -> list[str]:
         f"{point.size_bytes / 1e6:.3f}",
         "*" if point.on_front else "",
         point.baseline or "",
+        "" if latency.source == "measured" else latency.source,
     ]
 
 

@@ -12,7 +12,7 @@ import io
 import math
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,8 @@ class TableCheck:
         within_5_pct, within_10_pct: Share of models with an error of at most 5 or 10 %.
         spearman: Rank correlation.
         learned: How many of the measurements the residual had seen.
-        drift_pct: How much slower the whole machine ran during the check than during the build, by the reference
-            model; the errors do not contain it.
+        drift_pct: How much slower the whole machine ran during the check than during the build, by the uniform
+            settings; the errors do not contain it.
     """
 
     models: int
@@ -69,8 +69,8 @@ class Manifest:
         origin: One line on where the numbers come from.
         created: ISO time.
         model_error: Relative standard error of a whole model beyond that of its entries.
-        reference: The network the table was built from.
-        reference_ms: Latency of that network, whole and in fp32, in the campaign that measured the entries.
+        references_ms: Latency of the network's uniform settings in the campaign that measured the entries, by the
+            key of the candidate: what tells a slower machine from a wrong table.
         entries_sha256: Of ``entries.csv``.
         check: How it did against whole models; None if that was not tried.
     """
@@ -82,8 +82,7 @@ class Manifest:
     created: str
     model_error: float
     entries_sha256: str
-    reference: str = ""
-    reference_ms: float | None = None
+    references_ms: dict[str, float] = field(default_factory=dict)
     check: TableCheck | None = None
     format: int = FORMAT
 

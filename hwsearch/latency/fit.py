@@ -21,8 +21,8 @@ Matrix = NDArray[np.float64]
 Counts = Mapping[Column, float]
 """How often each unit occurs in a model."""
 
-KIND, NEAR, OWN = 0.3, 0.15, 0.15  # relative standard deviations: a kind, a neighbourhood, a node
-REACH = 0.5  # of a neighbourhood, in natural logarithms of channels
+KIND, NEAR, OWN = 0.3, 0.3, 0.05  # relative standard deviations: a kind, a neighbourhood, a node
+REACH = 1.0  # of a neighbourhood, in natural logarithms of channels
 FLOOR_US, FLOOR_US_PER_VALUE = 1.0, 1e-4  # added to a cost before those apply, so that none is surely zero
 MODEL_ERROR = 0.01  # latency of a small model that no sum of units explains, relative
 

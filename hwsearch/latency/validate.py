@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ from hwsearch.latency.network import NetworkUnits
 from hwsearch.latency.predictor import Predictor
 from hwsearch.latency.table import LatencyTable
 from hwsearch.model.graph import Network
-from hwsearch.space.space import uniform
+from hwsearch.space.space import baselines
 from hwsearch.types import Candidate, Latency, SearchSpace, Target
 
 STRATUM = 6  # candidates drawn for each that is measured
@@ -71,9 +72,10 @@ def check_table(
     reader = NetworkUnits(network.source, network.template, get_backend(target.backend).tensors_to_observe)
     drawer = Drawer(network, space, reader, seed)
     candidates = [*_stratified(drawer, predictor, models), *extra]
-    jobs = [drawer.whole_job(candidate) for candidate in (uniform(network.source, "fp32"), *candidates)]
-    reference, *latencies = measure_jobs(jobs, target, progress)
-    drift = _drift(table, network, reference)
+    references = list(baselines(space).values())
+    latencies = measure_jobs([drawer.whole_job(c) for c in (*references, *candidates)], target, progress)
+    drift = _drift(table, dict(zip((c.key for c in references), latencies, strict=False)))
+    latencies = latencies[len(references) :]
     points = tuple(
         Point(candidate, *predictor(candidate), latency.best_ms / drift)
         for candidate, latency in zip(candidates, latencies, strict=True)
@@ -83,12 +85,11 @@ def check_table(
     return Validation(summarise(points, drift_pct), _after_learning(predictor, points, drift_pct), points)
 
 
-def _drift(table: LatencyTable, network: Network, reference: Latency | None) -> float:
-    """How many times slower the reference model ran than when the table was built; 1 for another network's table."""
-    manifest = table.manifest
-    if reference is None or manifest.reference_ms is None or manifest.reference != network.source.name:
-        return 1.0
-    return reference.best_ms / manifest.reference_ms
+def _drift(table: LatencyTable, references: Mapping[str, Latency | None]) -> float:
+    """How many times slower the machine runs than when the table was built; 1 if they have no model in common."""
+    then = table.manifest.references_ms
+    ratios = [now.best_ms / then[key] for key, now in references.items() if now is not None and key in then]
+    return statistics.median(ratios) if ratios else 1.0
 
 
 def summarise(points: Sequence[Point], drift_pct: float = 0.0, learned: int = 0) -> TableCheck:

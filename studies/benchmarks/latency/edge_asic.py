@@ -44,7 +44,7 @@ ORIGIN = "roofline of an imagined accelerator, computed by studies/benchmarks/la
 
 def main() -> None:
     network = trace(resnet20().eval(), np.zeros((1, 3, 32, 32), np.float32), name="hwsearch.zoo.resnet:resnet20")
-    target = load_target("edge-asic-4bit")
+    target = load_target(str(FOLDER / "edge-asic-4bit.yaml"))
     space = build_space(network.source, target, SpaceConfig(), isa=())
     reader = NetworkUnits(network.source, network.template, integer_flow)
     drawer = Drawer(network, space, reader)
