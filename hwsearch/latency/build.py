@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hwsearch.backends.base import RunOptions, get_backend
-from hwsearch.latency.campaign import Progress, measure_jobs
+from hwsearch.latency.campaign import MANY, Progress, measure_jobs
 from hwsearch.latency.design import Drawer, choose, reachable_axes
 from hwsearch.latency.files import Manifest, write_table
 from hwsearch.latency.fit import Counts, Equation, fit
@@ -57,7 +57,7 @@ def build_table(
     asked = [reader.counts(candidate) for candidate in wholes]
     chosen = choose(drafts, asked, axes, micro_models)
     measured = wholes[: len(references) + WHOLE_MODELS]
-    latencies = measure_jobs([*map(drawer.whole_job, measured), *map(drawer.micro_job, chosen)], target, progress)
+    latencies = measure_jobs([*map(drawer.whole_job, measured), *map(drawer.micro_job, chosen)], target, MANY, progress)
     equations = _equations([*asked[: len(measured)], *(draft.counts for draft in chosen)], latencies)
     reached = {unit.kind for unit in units}
     entries = {kind: found for kind, found in fit(equations, axes).items() if kind in reached}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,14 @@ from hwsearch.backends.worker import Worker
 from hwsearch.errors import EvaluationError
 from hwsearch.types import Artifact, Latency, Target, TensorRange
 
-POLICY = TimingPolicy(rounds=12, min_rounds=8, seconds=1.0, round_ms=3.0, half_width=0.005, warmup_seconds=0.02)
+MANY = TimingPolicy(
+    rounds=12, min_rounds=8, seconds=1.0, round_ms=3.0, half_width=0.005, warmup_seconds=0.02, sessions=1
+)
+"""For hundreds of models at once, whose errors a fit averages."""
+
+TRUTH = dataclasses.replace(MANY, rounds=24, min_rounds=12, sessions=4)
+"""For the models a table is judged by."""
+
 BUILD_TIMEOUT_S = 120.0
 CAMPAIGN_TIMEOUT_S = 60.0  # and as much again per model as its share of the policy's time allows
 
@@ -54,7 +62,7 @@ def run_options(target: Target, float_precision: str = "fp32") -> RunOptions:
     )
 
 
-def measure_jobs(jobs: Sequence[Job], target: Target, progress: Progress) -> list[Latency | None]:
+def measure_jobs(jobs: Sequence[Job], target: Target, policy: TimingPolicy, progress: Progress) -> list[Latency | None]:
     """Latency of every job, all measured in turns; None where the runtime cannot run a model.
 
     Raises:
@@ -67,13 +75,13 @@ def measure_jobs(jobs: Sequence[Job], target: Target, progress: Progress) -> lis
             built[str(i)] = _build(builder, job, target, Path(folder) / str(i))
         progress("measure", 0, len(jobs))
         try:
-            found = _measure(built, target)
+            found = _measure(built, target, policy)
         except EvaluationError:
             progress("find the models that cannot run", 0, len(jobs))
             runnable = {name: model for name, model in built.items() if _runs(builder, jobs[int(name)], *model)}
             if not runnable or len(runnable) == len(built):
                 raise
-            found = _measure(runnable, target)
+            found = _measure(runnable, target, policy)
         progress("measure", len(jobs), len(jobs))
     return [found.get(str(i)) for i in range(len(jobs))]
 
@@ -89,9 +97,9 @@ def _build(builder: Worker, job: Job, target: Target, folder: Path) -> tuple[Art
     return artifact, options
 
 
-def _measure(built: Built, target: Target) -> dict[str, Latency]:
-    with Worker(target.backend, run_options(target), policy=POLICY) as worker:
-        return worker.measure(built, timeout_s=CAMPAIGN_TIMEOUT_S + 4 * POLICY.seconds * len(built))
+def _measure(built: Built, target: Target, policy: TimingPolicy) -> dict[str, Latency]:
+    with Worker(target.backend, run_options(target), policy=policy) as worker:
+        return worker.measure(built, timeout_s=CAMPAIGN_TIMEOUT_S + 4 * policy.seconds * policy.sessions * len(built))
 
 
 def _runs(builder: Worker, job: Job, artifact: Artifact, options: RunOptions) -> bool:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from hwsearch.backends.base import get_backend
-from hwsearch.latency.campaign import Progress, measure_jobs
+from hwsearch.latency.campaign import TRUTH, Progress, measure_jobs
 from hwsearch.latency.design import Drawer
 from hwsearch.latency.files import TableCheck
 from hwsearch.latency.network import NetworkUnits
@@ -73,7 +73,7 @@ def check_table(
     drawer = Drawer(network, space, reader, seed)
     candidates = [*_stratified(drawer, predictor, models), *extra]
     references = list(baselines(space).values())
-    latencies = measure_jobs([drawer.whole_job(c) for c in (*references, *candidates)], target, progress)
+    latencies = measure_jobs([drawer.whole_job(c) for c in (*references, *candidates)], target, TRUTH, progress)
     drift = _drift(table, dict(zip((c.key for c in references), latencies, strict=False)))
     latencies = latencies[len(references) :]
     points = tuple(
