@@ -135,11 +135,21 @@ class QuantizeConfig(_Section):
 
 
 class MeasureConfig(_Section):
-    """Effort of one latency measurement: at most `rounds` and about `seconds`, at least `min_rounds`."""
+    """Effort of one latency measurement: at most `rounds` and about `seconds`, at least `min_rounds`.
+
+    Fewer `rounds` than the default of `min_rounds` lower that, too.
+    """
 
     rounds: Count = 60
     min_rounds: Count = 24
     seconds: Positive = 2.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_rounds(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "min_rounds" not in data and isinstance(data.get("rounds"), int):
+            return {**data, "min_rounds": min(data["rounds"], cls.model_fields["min_rounds"].default)}
+        return data
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -121,6 +121,7 @@ def test_front_prints_the_promised_document(run, searched):
             "size_bytes",
             "baseline",
             "split",
+            "latency_source",
         ]
         assert point["split"] == "report"
         assert point["latency_ci95_ms"][0] <= point["latency_ms"] <= point["latency_ci95_ms"][1]

@@ -168,7 +168,12 @@ def test_malformed_overrides_are_refused(study, text):
         ("limits: {latency_ms: .nan}", "`limits.latency_ms` should be a finite number", "study.yaml:4", None),
         ("threads: two", "`threads` should be a valid integer", "study.yaml:4  threads = two", None),
         ("objectives: [latency]", "`objectives`: expected [accuracy, latency]", "study.yaml:4", None),
-        ("measure: {rounds: 4}", "`measure`: min_rounds (24) is greater than rounds (4)", "study.yaml:4", None),
+        (
+            "measure: {rounds: 4, min_rounds: 5}",
+            "`measure`: min_rounds (5) is greater than rounds (4)",
+            "study.yaml:4",
+            None,
+        ),
         ("search: {storage: study.db}", "`search.storage`: expected a database URL", "study.yaml:4", None),
         ("search: 3", "`search` should be a mapping", "study.yaml:4  search = 3", None),
         ("metric: f1", "unknown metric `f1`", "study.yaml:4  metric = f1", None),

@@ -229,3 +229,8 @@ def test_any_function_can_be_the_metric(tmp_path, target):
     assert accuracy.ci95 is None
     best = study.front().pick(max_latency_ms=1e6)
     assert best.accuracy == max(chosen.accuracy for chosen in study.front())
+
+
+def test_a_small_space_is_searched_to_its_end_and_no_further(tmp_path, target):
+    run = run_search(tmp_path, target, evaluations=100, space={"prune": False, "drop_branches": False})
+    assert len(run.trials) == 2**3

@@ -74,10 +74,10 @@ def point_document(point: FrontPoint) -> dict[str, Any]:
         "accuracy_ci95": None if point.accuracy.ci95 is None else list(point.accuracy.ci95),
         "latency_ms": point.latency.best_ms,
         "latency_ci95_ms": list(point.latency.ci95_ms),
-        "latency_source": point.latency.source,
         "size_bytes": point.size_bytes,
         "baseline": point.baseline,
         "split": point.accuracy.split,
+        "latency_source": point.latency.source,
     }
 
 

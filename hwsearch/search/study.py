@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import optuna
 from torch import nn
 
@@ -28,7 +29,7 @@ from hwsearch.space.seeds import seeds
 from hwsearch.space.space import baselines, decode, dimensions, encode
 from hwsearch.types import Accuracy, Candidate, Success, Trial, from_json, to_json
 
-MAX_REPEATS = 200
+DRAWS = 1000
 
 
 @dataclass(slots=True)
@@ -160,6 +161,19 @@ def _enqueue_seeds(search: Search) -> None:
         _enqueue(search, candidate)
 
 
+def _enqueue_unseen(search: Search) -> bool:
+    """Queue a random candidate not evaluated yet, since the sampler repeats itself; False if none can be found."""
+    space, known = search.identity.space, {trial.candidate.key for trial in search.trials}
+    rng = np.random.default_rng((search.config.search.seed, len(search.study.get_trials(deepcopy=False))))
+    for _ in range(DRAWS):
+        numbers = {dimension.name: int(rng.integers(dimension.size)) for dimension in dimensions(space)}
+        candidate = decode(space, search.identity.source, numbers)
+        if candidate.key not in known:
+            _enqueue(search, candidate)
+            return True
+    return False
+
+
 def _enqueue(search: Search, candidate: Candidate, baseline: str | None = None) -> None:
     attributes = {storage.CANDIDATE: json.dumps(to_json(candidate))}
     if baseline is not None:
@@ -170,14 +184,15 @@ def _enqueue(search: Search, candidate: Candidate, baseline: str | None = None) 
 
 def _run_loop(search: Search) -> None:
     started, deadline = time.monotonic(), _deadline(search.config)
-    first, repeats = len(search.trials), 0
-    while len(search.trials) < search.total and repeats < MAX_REPEATS and not search.stop.is_set():
+    first = len(search.trials)
+    while len(search.trials) < search.total and not search.stop.is_set():
         if time.monotonic() > deadline:
             break
         done = len(search.trials)
         pace = (time.monotonic() - started) / (done - first) if done > first else None
         _tell(search, "search", "", seconds_left=pace * (search.total - done) if pace else None)
-        repeats = 0 if _step(search) else repeats + 1
+        if not _step(search) and not _enqueue_unseen(search):
+            break
 
 
 def _step(search: Search) -> bool:
