@@ -18,16 +18,17 @@ from hwsearch.errors import ConfigError, SearchFailedError, did_you_mean
 from hwsearch.model.data import Splits
 from hwsearch.model.metric import Metric
 from hwsearch.search import storage
-from hwsearch.search.evaluate import Evaluator, Subject, constraints
+from hwsearch.search.evaluate import Evaluator, Subject
 from hwsearch.search.finalists import finalise
 from hwsearch.search.folder import claim, locked
+from hwsearch.search.limits import constraints
 from hwsearch.search.prepare import identity, load_subject, ready_target, space_for
 from hwsearch.search.progress import Progress, Watcher, silent
 from hwsearch.search.run import Identity, Run, storage_url
 from hwsearch.search.samplers import make_sampler, suggest
 from hwsearch.space.seeds import seeds
 from hwsearch.space.space import baselines, decode, dimensions, encode
-from hwsearch.types import Accuracy, Candidate, Success, Trial, from_json, to_json
+from hwsearch.types import Accuracy, Candidate, Failure, Success, Trial, from_json, to_json
 
 DRAWS = 1000
 
@@ -291,8 +292,6 @@ def _deadline(config: StudyConfig) -> float:
 
 
 def _all_failed(trials: tuple[Trial, ...]) -> SearchFailedError:
-    from hwsearch.types import Failure
-
     first = next((t.outcome for t in trials if isinstance(t.outcome, Failure)), None)
     where = f"{first.stage}: {first.message}" if first else "no evaluation was made"
     return SearchFailedError(f"all {len(trials)} evaluations failed", where=where, hint=first.hint if first else None)
