@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -234,3 +235,24 @@ def test_any_function_can_be_the_metric(tmp_path, target):
 def test_a_small_space_is_searched_to_its_end_and_no_further(tmp_path, target):
     run = run_search(tmp_path, target, evaluations=100, space={"prune": False, "drop_branches": False})
     assert len(run.trials) == 2**3
+
+
+def test_a_database_that_fails_in_the_middle_is_one_clear_error(tmp_path, target):
+    run = run_search(tmp_path, target, evaluations=2)
+    finished = run.trials
+
+    def break_database(moment):
+        if moment.stage == "search":
+            (run.path / "study.db").chmod(0o600)
+            connection = sqlite3.connect(run.path / "study.db")
+            connection.execute("ALTER TABLE trials RENAME TO lost")
+            connection.commit()
+            connection.close()
+
+    with pytest.raises(ConfigError, match="the study storage failed"):
+        run_search(tmp_path, target, evaluations=4, progress=break_database)
+    connection = sqlite3.connect(run.path / "study.db")
+    connection.execute("ALTER TABLE lost RENAME TO trials")
+    connection.commit()
+    connection.close()
+    assert Run.open(run.path).trials[:2] == finished

@@ -8,7 +8,8 @@ up and its numbers are queued again.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,6 +57,24 @@ def open_study(
             hint="use another run folder or study name",
         )
     return study
+
+
+@contextmanager
+def failures_explained(url: str) -> Iterator[None]:
+    """Turn a database that fails in the middle of a search (a full disk, a lost server) into one clear error.
+
+    Raises:
+        ConfigError: what the database said; finished evaluations are safe.
+    """
+    try:
+        yield
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        cause = str(error.__cause__ or error).partition("\n")[0]
+        raise ConfigError(
+            f"the study storage failed: {cause}",
+            where=f"storage = {_without_password(url)}",
+            hint="make room or restore the database, then run the same command again: finished evaluations are kept",
+        ) from error
 
 
 def read_trials(study: optuna.Study) -> tuple[Trial, ...]:

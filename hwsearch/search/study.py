@@ -92,7 +92,7 @@ def run_study(
         space = space_for(subject, ready[name], config)
         wanted = identity(subject, ready[name], space, config)
         folder = out / Path(name).stem
-        with locked(folder):
+        with locked(folder), storage.failures_explained(storage_url(config, folder)):
             _search_target(config, subject, wanted, folder, extend, progress, stop)
         runs.append(Run.open(folder))
         if stop.is_set():
