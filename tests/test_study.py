@@ -16,10 +16,13 @@ import pytest
 import torch
 from torch import nn
 
+from hwsearch.config import make_study
 from hwsearch.errors import ConfigError, SearchFailedError
+from hwsearch.model.data import splits_from
 from hwsearch.search import storage
 from hwsearch.search.api import search
-from hwsearch.search.run import Run
+from hwsearch.search.run import Run, find_run
+from hwsearch.search.study import run_study
 from hwsearch.types import Failure, Success, from_json
 
 TARGET = """
@@ -130,10 +133,6 @@ def test_a_stop_request_keeps_what_is_finished(tmp_path, target):
     def watch(moment):
         if moment.stage == "search" and moment.done >= 3:
             stop.set()
-
-    from hwsearch.config import make_study
-    from hwsearch.model.data import splits_from
-    from hwsearch.search.study import run_study
 
     config = make_study(
         {
@@ -256,3 +255,23 @@ def test_a_database_that_fails_in_the_middle_is_one_clear_error(tmp_path, target
     connection.commit()
     connection.close()
     assert Run.open(run.path).trials[:2] == finished
+
+
+def test_one_command_searches_every_target(tmp_path, target):
+    other = tmp_path / "other.yaml"
+    other.write_text(Path(target).read_text().replace("granularity: 4", "granularity: 2"))
+    settings = {
+        "name": "tiny",
+        "model": "tests:TinyNet",
+        "data": "python",
+        "targets": [target, str(other)],
+        "search": {"evaluations": 3},
+        "measure": {"rounds": 4, "seconds": 0.05},
+    }
+    config = make_study(settings)
+    runs = run_study(config, out=tmp_path / "out", module=TinyNet(), splits=splits_from(DATA, config.data))
+    assert [run.path.name for run in runs] == ["fake", "other"]
+    assert [len(run.trials) for run in runs] == [3, 3]
+    with pytest.raises(ConfigError, match="several targets"):
+        find_run(tmp_path / "out")
+    assert find_run(tmp_path / "out", "other").target.name == "other"

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwsearch.errors import BackendUnavailableError, ConfigError, did_you_mean
+from hwsearch.store import atomic_write, sha256_files
 from hwsearch.types import Artifact, Device, LayerTime, TensorRange
 
 if TYPE_CHECKING:
@@ -148,6 +149,21 @@ def check_batch(batch: NDArray[np.float32], size: int) -> None:
     """
     if len(batch) != size:
         raise ValueError(f"the session was opened for batches of {size}, found {len(batch)} examples")
+
+
+def write_onnx(model: onnx.ModelProto, folder: Path) -> Artifact:
+    """``model.onnx`` in `folder` as a portable artifact, byte for byte the same for the same model."""
+    path = folder / "model.onnx"
+    with atomic_write(path) as stream:
+        stream.write(model.SerializeToString(deterministic=True))
+    return Artifact(
+        path=str(path),
+        files=(str(path),),
+        format="onnx",
+        sha256=sha256_files([path]),
+        size_bytes=path.stat().st_size,
+        portable=True,
+    )
 
 
 def backend_names() -> list[str]:

@@ -12,13 +12,12 @@ from pathlib import Path
 import onnx
 
 from hwsearch.backends import onnxruntime_qdq
-from hwsearch.backends.base import Availability, LowerRequest, RunOptions
+from hwsearch.backends.base import Availability, LowerRequest, RunOptions, write_onnx
 from hwsearch.backends.device import cpu_device, saturates_int8
 from hwsearch.backends.onnxruntime_inspect import inspect
 from hwsearch.backends.onnxruntime_observe import observe
 from hwsearch.backends.onnxruntime_session import OnnxRuntimeSession
 from hwsearch.errors import EvaluationError
-from hwsearch.store import atomic_write, sha256_files
 from hwsearch.types import Artifact, Device, LayerTime
 
 __all__ = ["OnnxRuntimeBackend", "observe"]
@@ -61,17 +60,7 @@ class OnnxRuntimeBackend:
     def build(self, model: onnx.ModelProto, folder: Path, options: RunOptions) -> Artifact:
         """``model.onnx`` in `folder`, byte for byte the same for the same model."""
         _check_float(options)
-        path = folder / "model.onnx"
-        with atomic_write(path) as stream:
-            stream.write(model.SerializeToString(deterministic=True))
-        return Artifact(
-            path=str(path),
-            files=(str(path),),
-            format="onnx",
-            sha256=sha256_files([path]),
-            size_bytes=path.stat().st_size,
-            portable=True,
-        )
+        return write_onnx(model, folder)
 
     def open(self, artifact: Artifact, options: RunOptions) -> OnnxRuntimeSession:
         """A session with all optimisations, for batches of ``options.batch``."""

@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import shape_inference
 
-from hwsearch.backends.base import Availability, LowerRequest, RunOptions, check_batch
+from hwsearch.backends.base import Availability, LowerRequest, RunOptions, check_batch, write_onnx
 from hwsearch.backends.qdq import (
     asymmetric,
     check_precisions,
@@ -29,7 +29,6 @@ from hwsearch.backends.qdq import (
 from hwsearch.backends.readback import complete, layer_time
 from hwsearch.backends.rewrite import Graph
 from hwsearch.errors import EvaluationError
-from hwsearch.store import atomic_write, sha256_files
 from hwsearch.types import Artifact, Device, LayerTime
 
 SECONDS_PER_MAC = {"fp32": 1e-9, "bf16": 0.6e-9, "int8": 0.4e-9}
@@ -85,17 +84,7 @@ class FakeBackend:
         """``model.onnx`` in `folder`."""
         if options.float_precision not in ("fp32", "bf16"):
             raise EvaluationError(f"fake cannot run {options.float_precision}", stage="build", kind="invalid")
-        path = folder / "model.onnx"
-        with atomic_write(path) as stream:
-            stream.write(model.SerializeToString(deterministic=True))
-        return Artifact(
-            path=str(path),
-            files=(str(path),),
-            format="onnx",
-            sha256=sha256_files([path]),
-            size_bytes=path.stat().st_size,
-            portable=True,
-        )
+        return write_onnx(model, folder)
 
     def open(self, artifact: Artifact, options: RunOptions) -> FakeSession:
         """A session whose `step` takes as long as the device would."""
