@@ -64,7 +64,10 @@ def test_points_within_the_noise_of_each_other_all_stay_and_are_tied():
     assert not tied(a, a)
 
 
-points = st.lists(st.tuples(st.integers(0, 100), st.integers(1, 100)), min_size=1, max_size=8, unique=True)
+# Latencies differ: of two models equally fast and tied in accuracy, both stay.
+points = st.lists(
+    st.tuples(st.integers(0, 100), st.integers(1, 100)), min_size=1, max_size=8, unique_by=lambda point: point[1]
+)
 
 
 @given(points)
