@@ -108,7 +108,6 @@ class SpaceConfig(_Section):
         granularity: Channel counts are multiples of this.
         min_keep: Smallest fraction of a group's channels that is offered.
         keep_float, keep_width: Globs over layer names, e.g. ``layer3.*``.
-        allow_emulated: Offer formats the device only widens (smaller files, not faster).
     """
 
     granularity: Count | None = None
@@ -118,7 +117,6 @@ class SpaceConfig(_Section):
     precisions: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     keep_float: tuple[str, ...] = ()
     keep_width: tuple[str, ...] = ()
-    allow_emulated: bool = False
 
     @field_validator("precisions")
     @classmethod
