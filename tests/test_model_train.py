@@ -1,4 +1,5 @@
 import time
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,6 @@ from hwsearch.model.data import load_splits
 from hwsearch.model.load import load_model
 from hwsearch.model.metric import TOP1
 from hwsearch.model.train import one_cycle, random_shift, train
-from hwsearch.zoo.digits import EPOCHS, train_digits_resnet20
 
 
 def tiny():
@@ -102,11 +102,10 @@ def test_random_shift_moves_images_and_pads_with_zeros():
 
 @pytest.mark.slow
 def test_digits_demo_reaches_97_percent(tmp_path):
+    start = resources.files("hwsearch.cli.start") / "model.py"
+    (tmp_path / "model.py").write_text(start.read_text())
     splits = load_splits(DataConfig(source="digits"), base_dir=Path())
-    epochs = []
-    train_digits_resnet20(splits, tmp_path / "w.pt", on_epoch=lambda epoch, loss: epochs.append(epoch))
-    assert epochs == list(range(1, EPOCHS + 1))
-    module = load_model("hwsearch.zoo.resnet:resnet20", weights=tmp_path / "w.pt")
+    module = load_model("model.py:build", base_dir=tmp_path)
     with torch.no_grad():
         accuracy = TOP1(module(torch.from_numpy(splits.report.inputs)).numpy(), splits.report.targets)
     assert accuracy > 0.97

@@ -42,7 +42,6 @@ from hwsearch.types import (
     Artifact,
     Candidate,
     CompressedModel,
-    Device,
     Failure,
     Latency,
     Split,
@@ -123,10 +122,6 @@ class Evaluator:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._builder.__exit__(kind, error, trace)
-
-    def device(self) -> Device:
-        """Fingerprint of the device with this target's options."""
-        return self._backend.device(self.run_options("fp32"))
 
     def run_options(self, float_precision: str) -> RunOptions:
         """How latency is measured: the target's threads and batch, pinned to the machine's last cores."""

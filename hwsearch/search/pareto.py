@@ -17,12 +17,6 @@ from hwsearch.types import FrontPoint
 Floats = NDArray[np.float64]
 
 
-def dominates(a: ArrayLike, b: ArrayLike) -> bool:
-    """Whether costs `a` are nowhere worse than `b` and somewhere better."""
-    first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    return bool(np.all(first <= second) and np.any(first < second))
-
-
 def front_mask(costs: ArrayLike) -> NDArray[np.bool_]:
     """For each row of `costs` [n, objectives], whether no other row dominates it. Equal rows are all kept."""
     points = np.atleast_2d(np.asarray(costs, dtype=float))

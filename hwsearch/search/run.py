@@ -123,10 +123,6 @@ class Run:
             hint=did_you_mean(key, keys),
         )
 
-    def artifact_dir(self, key: str) -> Path:
-        """Folder of a candidate's built files."""
-        return self.path / "work" / "artifacts" / key
-
     def artifact(self, key: str) -> Artifact:
         """A candidate's artifact, with paths that can be opened."""
         outcome = self.trial(key).outcome
