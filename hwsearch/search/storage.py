@@ -8,10 +8,12 @@ up and its numbers are queued again.
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 import optuna
 from optuna.trial import TrialState
@@ -141,6 +143,21 @@ def _handed_on(attributes: Mapping[str, Any]) -> dict[str, Any]:
     return {name: attributes[name] for name in (CANDIDATE, BASELINE) if name in attributes}
 
 
+def _sqlite_has_study(path: Path, name: str) -> bool:
+    """Whether the study is in the file, asked without Optuna.
+
+    Opening a file that a search is just creating, Optuna would create the same tables again, and one of the two fails.
+    """
+    if not path.exists():
+        return False
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=30)) as connection:
+            found = connection.execute("SELECT 1 FROM studies WHERE study_name = ?", (name,)).fetchone()
+    except sqlite3.OperationalError:  # no table yet
+        return False
+    return found is not None
+
+
 def _without_password(url: str) -> str:
     from sqlalchemy.engine import make_url
 
@@ -157,7 +174,7 @@ def load_trials(url: str, name: str) -> tuple[Trial, ...]:
         ConfigError: the database or the study in it is not there.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
+    if url.startswith("sqlite:///") and not _sqlite_has_study(Path(url.removeprefix("sqlite:///")), name):
         return ()
     try:
         return read_trials(optuna.load_study(study_name=name, storage=url))
