@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import optuna
 from torch import nn
 
@@ -24,13 +22,11 @@ from hwsearch.search.folder import claim, locked
 from hwsearch.search.limits import constraints
 from hwsearch.search.prepare import identity, load_subject, ready_target, space_for
 from hwsearch.search.progress import Progress, Watcher, silent
+from hwsearch.search.proposals import LayerProposer, Proposer, enqueue
 from hwsearch.search.run import Identity, Run, storage_url
-from hwsearch.search.samplers import make_sampler, suggest
-from hwsearch.space.seeds import seeds
-from hwsearch.space.space import baselines, decode, dimensions, encode
-from hwsearch.types import Accuracy, Candidate, Failure, Success, Trial, from_json, to_json
-
-DRAWS = 1000
+from hwsearch.search.samplers import make_sampler
+from hwsearch.space.space import baselines
+from hwsearch.types import Accuracy, Candidate, Failure, Success, Trial
 
 
 @dataclass(slots=True)
@@ -41,6 +37,7 @@ class Search:
     identity: Identity
     study: optuna.Study
     evaluator: Evaluator
+    proposer: Proposer
     owner: str
     watch: Watcher
     stop: threading.Event
@@ -122,20 +119,21 @@ def _search_target(
     if finished:  # a sampler restarted with its first seed would propose its first candidates again
         study.sampler = make_sampler(config.search.sampler, config.search.seed + finished)
     with Evaluator(subject, wanted.target, config, folder) as evaluator:
+        total = finished + extend if extend is not None else config.search.evaluations
         search = Search(
             config=config,
             identity=wanted,
             study=study,
             evaluator=evaluator,
+            proposer=LayerProposer(study, wanted.space, wanted.source, seed=config.search.seed, budget=total),
             owner=owner,
             watch=progress,
             stop=stop,
-            total=finished + extend if extend is not None else config.search.evaluations,
+            total=total,
         )
         for trial in search.trials:
             evaluator.remember(trial)
         _run_baselines(search)
-        _enqueue_seeds(search)
         _run_loop(search)
         if not any(isinstance(trial.outcome, Success) for trial in search.trials):
             raise _all_failed(search.trials)
@@ -150,37 +148,8 @@ def _run_baselines(search: Search) -> None:
     for name, candidate in baselines(search.identity.space).items():
         if not _known(search.trials, candidate) and not search.stop.is_set():
             _tell(search, "baselines", f"baseline {name}")
-            _enqueue(search, candidate, baseline=name)
+            enqueue(search.study, candidate, search.proposer.numbers(candidate), baseline=name)
             _step(search)
-
-
-def _enqueue_seeds(search: Search) -> None:
-    """Queue the starting candidates of a new study, for at most half of its budget."""
-    if len(search.trials) > len(baselines(search.identity.space)):
-        return
-    for candidate in seeds(search.identity.space, search.identity.source)[: search.total // 2]:
-        _enqueue(search, candidate)
-
-
-def _enqueue_unseen(search: Search) -> bool:
-    """Queue a random candidate not evaluated yet, since the sampler repeats itself; False if none can be found."""
-    space, known = search.identity.space, {trial.candidate.key for trial in search.trials}
-    rng = np.random.default_rng((search.config.search.seed, len(search.study.get_trials(deepcopy=False))))
-    for _ in range(DRAWS):
-        numbers = {dimension.name: int(rng.integers(dimension.size)) for dimension in dimensions(space)}
-        candidate = decode(space, search.identity.source, numbers)
-        if candidate.key not in known:
-            _enqueue(search, candidate)
-            return True
-    return False
-
-
-def _enqueue(search: Search, candidate: Candidate, baseline: str | None = None) -> None:
-    attributes = {storage.CANDIDATE: json.dumps(to_json(candidate))}
-    if baseline is not None:
-        attributes[storage.BASELINE] = baseline
-    numbers = encode(search.identity.space, candidate) or {}
-    search.study.enqueue_trial(numbers, user_attrs=attributes, skip_if_exists=True)
 
 
 def _run_loop(search: Search) -> None:
@@ -192,7 +161,8 @@ def _run_loop(search: Search) -> None:
         done = len(search.trials)
         pace = (time.monotonic() - started) / (done - first) if done > first else None
         _tell(search, "search", "", seconds_left=pace * (search.total - done) if pace else None)
-        if not _step(search) and not _enqueue_unseen(search):
+        search.proposer.queue(search.trials)
+        if not _step(search) and not search.proposer.queue_unseen(search.trials):
             break
 
 
@@ -200,7 +170,7 @@ def _step(search: Search) -> bool:
     """Ask for one candidate and record its evaluation; False if it was known already."""
     running = search.study.ask()
     running.set_user_attr(storage.OWNER, search.owner)
-    candidate = _candidate(search, running)
+    candidate = search.proposer.candidate(running)
     known = _known(search.trials, candidate)
     if known is not None:
         storage.repeat(search.study, running, known)
@@ -219,18 +189,6 @@ def _step(search: Search) -> bool:
     storage.record(search.study, running, trial)
     search.evaluator.remember(trial)
     return True
-
-
-def _candidate(search: Search, running: optuna.Trial) -> Candidate:
-    """What to evaluate; a queued trial may name a candidate that no numbers of the space describe."""
-    space, source = search.identity.space, search.identity.source
-    queued = running.user_attrs.get(storage.CANDIDATE)
-    if queued is None:
-        return decode(space, source, suggest(running, dimensions(space)))
-    candidate = from_json(Candidate, json.loads(queued))
-    if encode(space, candidate) is not None:
-        suggest(running, dimensions(space))
-    return candidate
 
 
 def _known(trials: tuple[Trial, ...], candidate: Candidate) -> Trial | None:
