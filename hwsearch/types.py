@@ -408,7 +408,11 @@ class LayerTime:
 class Accuracy:
     """Value of the study's metric on one split.
 
-    `ci95` is an interval for the value; None where the metric gives no per-example scores.
+    Attributes:
+        ci95: Interval for the value; None where the metric gives no per-example scores.
+        divergence: How far the outputs are from the original network's on the same examples, on average: KL divergence
+            of the class probabilities for ``top1``, relative squared error for other metrics; None where unknown.
+        divergence_sigma: Its standard error.
     """
 
     metric: str
@@ -418,6 +422,8 @@ class Accuracy:
     ci95: tuple[float, float] | None
     split: Split
     data_hash: str
+    divergence: float | None = None
+    divergence_sigma: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

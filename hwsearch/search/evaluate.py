@@ -11,8 +11,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,8 +33,10 @@ from hwsearch.compress.stitch import stitch
 from hwsearch.config import StudyConfig
 from hwsearch.errors import EvaluationError, HwSearchError
 from hwsearch.model.data import Splits
+from hwsearch.model.divergence import Divergence
 from hwsearch.model.graph import Network
 from hwsearch.model.metric import Metric
+from hwsearch.search.judge import Judge, batch_size
 from hwsearch.search.latency import latency_source
 from hwsearch.store import atomic_write
 from hwsearch.types import (
@@ -44,6 +47,7 @@ from hwsearch.types import (
     CompressedModel,
     Failure,
     Latency,
+    Observation,
     Split,
     Success,
     Target,
@@ -51,7 +55,6 @@ from hwsearch.types import (
     Trial,
 )
 
-PREDICT_BATCH_BYTES = 16 * 2**20
 CAMPAIGN_SLACK = 4.0
 
 
@@ -110,6 +113,8 @@ class Evaluator:
             settings=Settings(selection=config.recover.selection),
             folder=self.work / "pieces",
         )
+        self._judge = Judge(subject.network, subject.splits, subject.metric, self.work)
+        self._seen: dict[str, Observation] = {}
         for split in (subject.splits.calibrate, subject.splits.search, subject.splits.report):
             self._save(split.name, "inputs", split.inputs)
             self._save(split.name, "targets", split.targets)
@@ -150,21 +155,25 @@ class Evaluator:
 
     def accuracy(self, artifact: Artifact, candidate: Candidate, split: Split) -> Accuracy:
         """The study's metric of a built artifact on one split, computed from the backend's own outputs."""
-        outputs_path = self.work / "outputs.npy"
-        inputs = self.subject.splits.named(split).inputs
-        batch = int(max(1, min(128, PREDICT_BATCH_BYTES // max(1, inputs[0].nbytes), len(inputs))))
-        self._builder.predict(
-            self.located(artifact),
-            self._array(split, "inputs"),
-            outputs_path,
-            batch=batch,
-            options=self._fast_options(candidate),
-            timeout_s=self._timeout,
-        )
-        outputs = np.load(outputs_path)
-        if not np.isfinite(outputs).all():
-            raise EvaluationError("the built model returns NaN or infinity", stage="accuracy", kind="invalid")
-        return self._score(outputs, split)
+        return self._judge.accuracy(self._outputs(artifact, candidate, split), split)
+
+    def divergence(self, candidate: Candidate, images: int) -> Divergence:
+        """How far a candidate's outputs are from the original's on the first `images` examples of the search split.
+
+        It is repaired and built as for an evaluation, then judged and not kept.
+
+        Raises:
+            EvaluationError: a stage failed.
+        """
+        inputs = self.subject.splits.search.inputs[:images]
+        name = f"search{len(inputs)}"
+        if not self._array(name, "inputs").exists():
+            self._save(name, "inputs", inputs)
+        with tempfile.TemporaryDirectory(dir=self.work, prefix="probe.") as folder:
+            compressed = self._stitch(candidate)
+            artifact = self._build(compressed, candidate, Path(folder))
+            Path(compressed.path).unlink()
+            return self._judge.divergence(self._outputs(artifact, candidate, name))
 
     def remember(self, trial: Trial) -> None:
         """Take a finished evaluation into account: the widest baseline becomes the reference of later measurements."""
@@ -245,7 +254,7 @@ class Evaluator:
         )
 
     def _build(self, compressed: CompressedModel, candidate: Candidate, folder: Path) -> Artifact:
-        request = LowerRequest(precision=compressed.precision, ranges=self._ranges(compressed))
+        request = LowerRequest(precision=compressed.precision, ranges=self._ranges(compressed, candidate))
         artifact = self._builder.build(
             Path(compressed.path),
             request,
@@ -259,33 +268,45 @@ class Evaluator:
             files=tuple(_relative(file, self.folder) for file in artifact.files),
         )
 
-    def _ranges(self, compressed: CompressedModel) -> dict[str, TensorRange]:
-        if not any(PRECISIONS[name].integer for name in compressed.precision.values()):
+    def _ranges(self, compressed: CompressedModel, candidate: Candidate) -> dict[str, TensorRange]:
+        integer = next((name for name in compressed.precision.values() if PRECISIONS[name].integer), None)
+        if integer is None:
             return {}
-        method = self.config.quantize.ranges
-        tensors = self._backend.tensors_to_observe(onnx.load(compressed.path), compressed.precision)
-        observations = self._builder.observe(
+        model = onnx.load(compressed.path)
+        tensors = self._backend.tensors_to_observe(model, compressed.precision)
+        if candidate.keep or candidate.dropped:
+            seen = self._observed(compressed, tensors)
+        else:  # the whole network: what one candidate looks at, others will
+            seen = self._seen
+            if not seen.keys() >= set(tensors):
+                everywhere = self._backend.tensors_to_observe(model, dict.fromkeys(compressed.precision, integer))
+                seen |= self._observed(compressed, sorted({*tensors, *everywhere}))
+        return ranges({name: seen[name] for name in tensors}, self.config.quantize.ranges)
+
+    def _observed(self, compressed: CompressedModel, tensors: Sequence[str]) -> dict[str, Observation]:
+        return self._builder.observe(
             Path(compressed.path),
             tensors,
             self._array("calibrate", "inputs"),
-            bins=bins_for(method),
+            bins=bins_for(self.config.quantize.ranges),
             timeout_s=self._timeout,
         )
-        return ranges(observations, method)
 
-    def _score(self, outputs: NDArray[np.float32], split: Split) -> Accuracy:
-        data = self.subject.splits.named(split)
-        metric = self.subject.metric
-        value, interval = metric.score(outputs, data.targets)
-        return Accuracy(
-            metric=metric.name,
-            value=value,
-            higher_is_better=metric.higher_is_better,
-            examples=len(data.targets),
-            ci95=interval,
-            split=split,
-            data_hash=data.sha256,
+    def _outputs(self, artifact: Artifact, candidate: Candidate, inputs: str) -> NDArray[np.float32]:
+        """What a built artifact answers to the saved inputs of that name."""
+        path, examples = self.work / "outputs.npy", self._array(inputs, "inputs")
+        self._builder.predict(
+            self.located(artifact),
+            examples,
+            path,
+            batch=batch_size(np.load(examples, mmap_mode="r")),
+            options=self._fast_options(candidate),
+            timeout_s=self._timeout,
         )
+        outputs: NDArray[np.float32] = np.load(path)
+        if not np.isfinite(outputs).all():
+            raise EvaluationError("the built model returns NaN or infinity", stage="accuracy", kind="invalid")
+        return outputs
 
     def _fast_options(self, candidate: Candidate) -> RunOptions:
         """For accuracy: all cores, since the outputs do not depend on how many compute them."""
