@@ -80,13 +80,16 @@ class SearchConfig(_Section):
     """How candidates are proposed, how many, and where the study is stored.
 
     Attributes:
+        sampler: ``guided`` by sensitivities and an exact solver; the others let Optuna choose every layer by itself.
+        patience: Evaluations without a gain after which the search ends; None to spend the whole budget.
         storage: URL of an Optuna storage; None for SQLite inside the run folder.
         timeout_s, memory_mb: For one stage of one evaluation.
         stop_minutes: Of the whole search; None for no limit.
     """
 
-    sampler: Literal["gp", "nsga2", "random", "tpe"] = "tpe"
+    sampler: Literal["gp", "guided", "nsga2", "random", "tpe"] = "tpe"
     evaluations: Count = 50
+    patience: Count | None = 20
     seed: Annotated[int, Field(ge=0)] = 0
     storage: str | None = None
     timeout_s: Positive = 120
@@ -168,6 +171,19 @@ class RecoverConfig(_Section):
     selection: Literal["obs", "magnitude"] = "obs"
 
 
+class SensitivityConfig(_Section):
+    """How much each single choice hurts: what the guided sampler knows before its first proposal.
+
+    Attributes:
+        method: ``measured``: each choice built on its own, repaired and compared with the original; ``fisher``:
+            estimated from gradients in one pass; ``auto``: measured, unless that would take more than about ten minutes.
+        images: Examples of the search split compared.
+    """
+
+    method: Literal["auto", "measured", "fisher"] = "auto"
+    images: Annotated[int, Field(ge=2)] = 512
+
+
 class StudyConfig(_Section):
     """One study, fully resolved: every default filled in, every path absolute.
 
@@ -197,6 +213,7 @@ class StudyConfig(_Section):
     quantize: QuantizeConfig = Field(default_factory=QuantizeConfig)
     measure: MeasureConfig = Field(default_factory=MeasureConfig)
     recover: RecoverConfig = Field(default_factory=RecoverConfig)
+    sensitivity: SensitivityConfig = Field(default_factory=SensitivityConfig)
     latency: Literal["auto", "measure", "table"] = "auto"
     tables: str = "latency_tables"
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from hwsearch.search.pareto import front_mask, hypervolume, intervals_overlap, knee
+from hwsearch.search.pareto import front_mask, hypervolume, hypervolume_gains, intervals_overlap, knee
 
 points = hnp.arrays(
     float,
@@ -38,6 +38,14 @@ def test_hypervolume_is_the_share_of_a_grid_that_is_dominated(costs):
 def test_adding_a_point_never_shrinks_the_hypervolume(costs, drop):
     fewer = np.delete(costs, drop % len(costs), axis=0)
     assert hypervolume(fewer, (10, 10)) <= hypervolume(costs, (10, 10)) + 1e-9
+
+
+@given(points, points)
+def test_a_gain_is_the_hypervolume_with_the_point_less_the_one_without(costs, new):
+    gains = hypervolume_gains(new, costs, (8, 9))
+    for point, gain in zip(new, gains, strict=True):
+        grown = hypervolume(np.vstack([costs, point]), (8, 9))
+        assert gain == pytest.approx(grown - hypervolume(costs, (8, 9)), abs=1e-9)
 
 
 def test_a_row_with_nan_is_never_on_the_front_and_hides_nothing():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hwsearch.config import StudyConfig
-from hwsearch.types import Accuracy, Failure, Success
+from hwsearch.search.front import WORTH_KEEPING, costs_of
+from hwsearch.types import Accuracy, Failure, Success, Trial
 
 
 def constraints(outcome: Success | Failure, config: StudyConfig, yardstick: Accuracy | None) -> dict[str, float]:
@@ -21,6 +24,21 @@ def constraints(outcome: Success | Failure, config: StudyConfig, yardstick: Accu
     if limits.accuracy_drop_points is not None and yardstick is not None:
         found["accuracy_drop_points"] = _drop_points(outcome.accuracy, yardstick) - limits.accuracy_drop_points
     return found
+
+
+def corner(trials: Sequence[Trial], config: StudyConfig) -> tuple[float, float] | None:
+    """Costs of accuracy and latency (see `costs_of`) beyond which a model is of no use; None before the first success.
+
+    A useful model is faster than the widest baseline, not much worse (`WORTH_KEEPING`), and within the study's limits.
+    """
+    widest = next((t.outcome for t in trials if isinstance(t.outcome, Success)), None)
+    if widest is None:
+        return None
+    cost, latency = costs_of(widest.accuracy, widest.latency)
+    worst = cost + (1 - WORTH_KEEPING) * abs(cost)
+    if config.limits.accuracy_drop_points is not None:
+        worst = min(worst, cost + config.limits.accuracy_drop_points / 100)
+    return worst, min(latency, config.limits.latency_ms or latency)
 
 
 def _drop_points(accuracy: Accuracy, yardstick: Accuracy) -> float:

@@ -43,6 +43,22 @@ def hypervolume(costs: ArrayLike, reference: Sequence[float]) -> float:
     return float(area)
 
 
+def hypervolume_gains(points: ArrayLike, costs: ArrayLike, reference: Sequence[float]) -> Floats:
+    """For each of two-objective `points` [m, 2], the area it would add to what `costs` [n, 2] dominate."""
+    new = np.asarray(points, dtype=float).reshape(-1, 2)
+    old = np.asarray(costs, dtype=float).reshape(-1, 2)
+    old = old[np.isfinite(old).all(axis=1) & (old < np.asarray(reference)).all(axis=1)]
+    steps = np.unique(np.concatenate([old[:, 0], [float(reference[0])]]))
+    heights = np.array([min(old[old[:, 0] <= x, 1], default=float(reference[1])) for x in steps])
+    # Left of the first step nothing is dominated yet; between steps, all above `heights` is.
+    left = np.concatenate([[-np.inf], steps[:-1]])
+    ceiling = np.concatenate([[float(reference[1])], heights[:-1]])
+    width = np.clip(steps[None, :] - np.maximum(left[None, :], new[:, :1]), 0.0, None)
+    height = np.clip(ceiling[None, :] - new[:, 1:], 0.0, None)
+    gains: Floats = (width * height).sum(axis=1)
+    return gains
+
+
 def intervals_overlap(a: tuple[float, float], b: tuple[float, float]) -> bool:
     """Whether two closed intervals share a point."""
     return a[0] <= b[1] and b[0] <= a[1]

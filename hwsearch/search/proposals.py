@@ -63,7 +63,7 @@ class LayerProposer:
         queued = queued_candidate(running)
         if queued is None:
             return decode(self._space, self._source, suggest(running, dimensions(self._space)))
-        if self.numbers(queued):
+        if running.user_attrs[storage.NUMBERED]:
             suggest(running, dimensions(self._space))
         return queued
 
@@ -87,7 +87,7 @@ def enqueue(
     study: optuna.Study, candidate: Candidate, numbers: Mapping[str, float], *, baseline: str | None = None
 ) -> None:
     """Queue a candidate by its numbers; it travels along, since no numbers may describe it."""
-    attributes = {storage.CANDIDATE: json.dumps(to_json(candidate))}
+    attributes = {storage.CANDIDATE: json.dumps(to_json(candidate)), storage.NUMBERED: bool(numbers)}
     if baseline is not None:
         attributes[storage.BASELINE] = baseline
     study.enqueue_trial(dict(numbers), user_attrs=attributes, skip_if_exists=bool(numbers))

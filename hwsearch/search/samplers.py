@@ -32,6 +32,7 @@ def _random(seed: int) -> optuna.samplers.BaseSampler:
 
 SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     "gp": _gp,
+    "guided": _tpe,  # over the solver's coefficients
     "nsga2": _nsga2,
     "random": _random,
     "tpe": _tpe,

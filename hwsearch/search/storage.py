@@ -24,6 +24,7 @@ from hwsearch.types import Success, Trial, from_json, to_json
 
 RECORD = "record"
 CANDIDATE = "candidate"
+NUMBERED = "numbered"
 BASELINE = "baseline"
 OWNER = "owner"
 SAME_AS = "same_as"
@@ -140,7 +141,7 @@ def objectives_of(study: optuna.Study) -> tuple[str, ...]:
 
 
 def _handed_on(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: attributes[name] for name in (CANDIDATE, BASELINE) if name in attributes}
+    return {name: attributes[name] for name in (CANDIDATE, NUMBERED, BASELINE) if name in attributes}
 
 
 def _sqlite_has_study(path: Path, name: str) -> bool:

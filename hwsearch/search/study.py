@@ -19,12 +19,13 @@ from hwsearch.search import storage
 from hwsearch.search.evaluate import Evaluator, Subject
 from hwsearch.search.finalists import finalise
 from hwsearch.search.folder import claim, locked
-from hwsearch.search.limits import constraints
+from hwsearch.search.limits import constraints, corner
 from hwsearch.search.prepare import identity, load_subject, ready_target, space_for
 from hwsearch.search.progress import Progress, Watcher, silent
 from hwsearch.search.proposals import LayerProposer, Proposer, enqueue
 from hwsearch.search.run import Identity, Run, storage_url
 from hwsearch.search.samplers import make_sampler
+from hwsearch.search.stopping import stalled
 from hwsearch.space.space import baselines
 from hwsearch.types import Accuracy, Candidate, Failure, Success, Trial
 
@@ -156,7 +157,7 @@ def _run_loop(search: Search) -> None:
     started, deadline = time.monotonic(), _deadline(search.config)
     first = len(search.trials)
     while len(search.trials) < search.total and not search.stop.is_set():
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline or _stalled(search):
             break
         done = len(search.trials)
         pace = (time.monotonic() - started) / (done - first) if done > first else None
@@ -164,6 +165,11 @@ def _run_loop(search: Search) -> None:
         search.proposer.queue(search.trials)
         if not _step(search) and not search.proposer.queue_unseen(search.trials):
             break
+
+
+def _stalled(search: Search) -> bool:
+    trials, config = search.trials, search.config
+    return stalled(trials, corner(trials, config), config.search.patience)
 
 
 def _step(search: Search) -> bool:
