@@ -31,7 +31,9 @@ Split = Literal["calibrate", "search", "report"]
 class Precision:
     """A number format a layer may be asked to compute in.
 
-    `name` is what appears in candidates, tables and reports; bits are those of one weight and one activation.
+    `name` is what appears in candidates, tables and reports; bits are those of one weight and one activation (tf32
+    computes with 19 of the 32 it is stored in). `integer` formats are chosen layer by layer and come with scales, which
+    holds for fp8 and for weights of 4 bits beside 16-bit activations (w4a16) as well.
     """
 
     name: str
@@ -44,9 +46,12 @@ PRECISIONS: dict[str, Precision] = {
     p.name: p
     for p in (
         Precision(name="fp32", weight_bits=32, act_bits=32, integer=False),
+        Precision(name="tf32", weight_bits=19, act_bits=19, integer=False),
         Precision(name="bf16", weight_bits=16, act_bits=16, integer=False),
         Precision(name="fp16", weight_bits=16, act_bits=16, integer=False),
+        Precision(name="fp8", weight_bits=8, act_bits=8, integer=True),
         Precision(name="int8", weight_bits=8, act_bits=8, integer=True),
+        Precision(name="w4a16", weight_bits=4, act_bits=16, integer=True),
         Precision(name="int4", weight_bits=4, act_bits=4, integer=True),
         Precision(name="int2", weight_bits=2, act_bits=2, integer=True),
     )

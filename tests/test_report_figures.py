@@ -204,7 +204,7 @@ def test_plain_data_hold_no_numpy_and_no_nan():
 
 
 def test_an_unknown_format_is_drawn_as_not_known(run):
-    unit = dataclasses.replace(run.trials[0].outcome.layers[0], executed="tf32")
+    unit = dataclasses.replace(run.trials[0].outcome.layers[0], executed="posit8")
     trial = dataclasses.replace(run.trials[0], outcome=dataclasses.replace(run.trials[0].outcome, layers=(unit,)))
     figure = figures.layer_latency(layer_frames.layers(dataclasses.replace(run, trials=(trial,))))
-    assert named(figure, "tf32").marker.color == style.UNREPORTED
+    assert named(figure, "posit8").marker.color == style.UNREPORTED

@@ -81,6 +81,28 @@ class LowerRequest:
     ranges: Mapping[str, TensorRange] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Violation:
+    """A rule of a runtime that a model breaks: at which node (empty for the model as a whole), which rule, and how."""
+
+    node: str
+    rule: str
+    detail: str
+
+    def __str__(self) -> str:
+        place = f"`{self.node}`" if self.node else "the model"
+        return f'{place} breaks the rule "{self.rule}": {self.detail}'
+
+
+@runtime_checkable
+class ChecksOnnx(Protocol):
+    """A backend that knows what its runtime demands of an ONNX file without having the runtime."""
+
+    def violations(self, model: onnx.ModelProto) -> Sequence[Violation]:
+        """Every rule the model breaks, in execution order."""
+        ...
+
+
 class Session(Protocol):
     """A model loaded in its runtime, with its buffers allocated."""
 

@@ -19,9 +19,12 @@ NEUTRAL = "#7b8794"
 
 FORMATS = {
     "fp32": "#3f6fb5",
+    "tf32": "#5f8cc6",
     "fp16": "#7fa9d6",
     "bf16": "#8fb8dd",
+    "fp8": "#e9a64a",
     "int8": "#efb74e",
+    "w4a16": "#f3c96d",
     "int4": "#f6d98b",
     "int2": "#fbeec6",
 }
