@@ -176,7 +176,7 @@ class SensitivityConfig(_Section):
 
     Attributes:
         method: ``measured``: each choice built on its own, repaired and compared with the original; ``fisher``:
-            estimated from gradients in one pass; ``auto``: measured, unless that would take more than about ten minutes.
+            estimated from gradients in one pass; ``auto``: measured, unless that takes more than about ten minutes.
         images: Examples of the search split compared.
     """
 

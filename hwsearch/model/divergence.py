@@ -47,18 +47,17 @@ def divergence(changed: Outputs, original: Outputs, *, probabilities: bool) -> D
         probabilities: Whether the outputs [N, classes] are logits of class probabilities, compared by their KL
             divergence.
     """
-    changed, original = np.asarray(changed, np.float64), np.asarray(original, np.float64)
     if probabilities:
         p, q = _log_softmax(original), _log_softmax(changed)
         found = (np.exp(p) * (p - q)).sum(axis=1)
         return Divergence(np.maximum(found, 0.0), "kl")  # rounding must not make it negative
     axes = tuple(range(1, original.ndim))
-    energy = np.square(original - original.mean(axis=0)).sum(axis=axes).mean()
-    error = np.square(changed - original).sum(axis=axes)
+    energy = np.square(original - original.mean(axis=0), dtype=np.float64).sum(axis=axes).mean()
+    error = np.square(changed - original, dtype=np.float64).sum(axis=axes)
     return Divergence(error / max(float(energy), 1e-30), "relative_error")
 
 
-def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    shifted = logits - logits.max(axis=1, keepdims=True)
+def _log_softmax(logits: Outputs) -> NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     normalised: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return normalised

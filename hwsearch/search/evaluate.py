@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -169,11 +168,12 @@ class Evaluator:
         name = f"search{len(inputs)}"
         if not self._array(name, "inputs").exists():
             self._save(name, "inputs", inputs)
-        with tempfile.TemporaryDirectory(dir=self.work, prefix="probe.") as folder:
-            compressed = self._stitch(candidate)
-            artifact = self._build(compressed, candidate, Path(folder))
-            Path(compressed.path).unlink()
-            return self._judge.divergence(self._outputs(artifact, candidate, name))
+        folder = self.work / "probe"
+        compressed = self._stitch(candidate)
+        artifact = self._build(compressed, candidate, folder)
+        outputs = self._outputs(artifact, candidate, name)
+        shutil.rmtree(folder)
+        return self._judge.divergence(outputs)
 
     def remember(self, trial: Trial) -> None:
         """Take a finished evaluation into account: the widest baseline becomes the reference of later measurements."""
