@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hwsearch.cli.output import flags, next_step, note, print_json, print_table
+from hwsearch.cli.output import flags, next_step, note, print_json, print_table, shell
 from hwsearch.cli.verb import MaxLatency, MinAccuracy, RunPath, TargetName, verb
 from hwsearch.errors import ConfigError
 from hwsearch.types import Front, FrontPoint, to_json
 
 if TYPE_CHECKING:
+    from hwsearch.search.predictions import Prediction
     from hwsearch.search.run import Run
 
 
@@ -24,16 +26,24 @@ def front(
     max_latency_ms: MaxLatency = None,
     min_accuracy: MinAccuracy = None,
 ) -> None:
-    """Print the models no other model beats in both accuracy and latency."""
+    """Print the models no other model beats in both accuracy and latency.
+
+    With a latency limit, also what the search expects of the best model within it that was not evaluated.
+    """
     from hwsearch.search.run import find_run
 
     found = find_run(run, target)
     result = front_of(found)
     points = [p for p in result.points if p.on_front and _fits(p, max_latency_ms, min_accuracy)]
+    expected = _expected(found, max_latency_ms)
     if flags().json:
-        print_json(front_document(result, points))
+        print_json(
+            front_document(result, points) | ({} if expected is None else {"predicted": _expected_document(expected)})
+        )
     else:
         print_front(result, points)
+        if expected is not None:
+            note(_expected_in_words(expected, found, max_latency_ms))
     if not points:
         note("no model of the front is within the limits")
         raise typer.Exit(1)
@@ -79,6 +89,34 @@ def point_document(point: FrontPoint) -> dict[str, Any]:
         "split": point.accuracy.split,
         "latency_source": point.latency.source,
     }
+
+
+def _expected(run: Run, max_latency_ms: float | None) -> Prediction | None:
+    """The best model the search expects within a limit, unless it has been evaluated; None if it expects none."""
+    from hwsearch.search.predictions import read_predictions
+
+    predictions = read_predictions(run.path)
+    if max_latency_ms is None or predictions is None:
+        return None
+    found = predictions.within(max_latency_ms)
+    return None if found is None or any(t.candidate.key == found.candidate.key for t in run.trials) else found
+
+
+def _expected_document(expected: Prediction) -> dict[str, Any]:
+    return {"key": expected.candidate.key} | to_json(expected)
+
+
+def _expected_in_words(expected: Prediction, run: Run, limit: float | None) -> str:
+    out = run.path.parent.parent
+    again = shell(
+        "hwsearch", "search", run.path / "study.yaml", *(("--out", out) if out != Path("runs") else ()),
+        "--set", f"limits.latency_ms={limit:g}", "--extend", "1",
+    )  # fmt: skip
+    return (
+        f"expected within the limit, not evaluated: {expected.accuracy:.4f} ± {expected.accuracy_sigma:.4f} at "
+        f"{expected.latency_ms:.4f} ± {expected.latency_sigma_ms:.4f} ms; evaluate it with "
+        f"{again}"
+    )
 
 
 def print_front(front: Front, points: Sequence[FrontPoint]) -> None:
