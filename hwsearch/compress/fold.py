@@ -54,7 +54,7 @@ class Flow:
         readers = _readers(template.skeleton.graph)
         joined, rectified = set(), set()
         for layer in template.layers:
-            after = readers.get(_output(template, layer), [])
+            after = readers.get(template.result(layer), [])
             if [node.op_type for node in after] == ["Add"] and not _reads_constant(template, after[0]):
                 joined.add(layer)
                 after = readers.get(after[0].output[0], [])
@@ -74,14 +74,6 @@ class Flow:
             if reached or node.name in changed:
                 touched.update(node.output)
         return tuple(found)
-
-
-def _output(template: Template, layer: str) -> str:
-    """Tensor that holds the layer's result, bias included."""
-    node = template.node(layer)
-    if node.op_type == "MatMul":
-        node = template.node(f"{layer}.bias_add")
-    return str(node.output[0])
 
 
 def _reads_constant(template: Template, node: onnx.NodeProto) -> bool:

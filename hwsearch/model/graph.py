@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hwsearch.errors import ModelError
+from hwsearch.model.attention import with_free_heads
 from hwsearch.model.branches import find_branches
 from hwsearch.model.foreign import root_cause
 from hwsearch.model.groups import find_groups
@@ -53,7 +54,7 @@ def trace(module: nn.Module, example: Tensor | NDArray[np.float32], *, name: str
     module.eval()
     example = torch.as_tensor(example)[:1]
     output = _run(module, example)
-    template = export_template(module, example)
+    template = with_free_heads(export_template(module, example))
     groups, refused = find_groups(module, example, template)
     shapes = template.shapes()
     source = SourceModel(

@@ -1,31 +1,31 @@
 """Prune groups: channels that must go together, found by torch-pruning and then checked.
 
-torch-pruning follows autograd's graph and treats what it does not know as elementwise, so its answer is a proposal. A
-group is accepted only if
+torch-pruning follows autograd's graph and treats what it does not know as elementwise, so its answer is a proposal; the
+heads of an attention, which it does not know either, are proposed by `hwsearch.model.attention`. A group is accepted
+only if
 
 * its index maps are linear (channel ``c`` is always entries ``offset + c * repeat`` ...);
 * the exported graph still fits together, and has the same output, with half of the group's channels;
-* permuting the group's channels leaves the network's outputs as they were, which catches every axis that was missed.
+* permuting the group's channels leaves the network's outputs as they were, which catches every axis that was missed;
+* of heads: the module itself runs with half of them, and gives what it gives when the others are not read.
 """
 
 from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-import onnx
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from hwsearch.model.attention import Entries, Heads, find_heads
 from hwsearch.model.canonical import BATCH_NORMS, LAYER_TYPES
-from hwsearch.model.channels import take_channels
 from hwsearch.model.foreign import quiet, root_cause
-from hwsearch.model.template import Template, folded_parameters
+from hwsearch.model.group_checks import Trial, with_free_order, with_narrow_attention, with_sound_shapes
+from hwsearch.model.template import Template
 from hwsearch.types import ChannelAxis, PruneGroup
 
 NORMS = (*BATCH_NORMS, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
@@ -54,9 +54,11 @@ def find_groups(
         proposals = _Proposals(module, example)
     except Exception as error:  # noqa: BLE001  (any failure of the library means only that nothing is offered)
         return (), (f"no channels can be pruned: torch-pruning cannot follow the network ({root_cause(error)})",)
-    groups, refused = proposals.collect(template.layers)
-    groups = _with_sound_shapes(groups, refused, module, template)
-    groups = _with_free_order(groups, refused, module, example)
+    groups, refused = proposals.collect(template.layers, find_heads(template))
+    groups = with_sound_shapes(groups, refused, module, template)
+    trial = Trial.of(module, example)
+    groups = with_narrow_attention(groups, refused, trial)
+    groups = with_free_order(groups, refused, trial)
     return tuple(groups), tuple(f"{layer}: {reason}" for layer, reason in refused.items())
 
 
@@ -77,16 +79,17 @@ class _Proposals:
         with quiet(), torch.enable_grad():
             self._graph.build_dependency(network, example[:1], unwrapped_parameters=[], verbose=False)
 
-    def collect(self, layers: Sequence[str]) -> tuple[list[PruneGroup], dict[str, str]]:
+    def collect(self, layers: Sequence[str], attentions: Sequence[Heads]) -> tuple[list[PruneGroup], dict[str, str]]:
         """Proposed groups, and the reasons for those that are unclear, by first layer."""
         groups: list[PruneGroup] = []
         refused: dict[str, str] = {}
         claimed: dict[Axis, set[int]] = defaultdict(set)
+        heads = {min(found.writers, key=layers.index): found for found in attentions}
         for layer in layers:
             if claimed[layer, "out"] or _is_depthwise(self._modules[layer]):
                 continue
             try:
-                group = self._group(layer)
+                group = _of_heads(layer, heads[layer]) if layer in heads else self._group(layer)
                 _claim(group, claimed)
             except _Refusal as reason:
                 refused[layer] = str(reason)
@@ -155,6 +158,17 @@ class _Removal:
     crosses_add: bool
 
 
+def _of_heads(name: str, heads: Heads) -> PruneGroup:
+    """The heads of an attention as channels of many entries each."""
+    sides: dict[Axis, Entries] = {(layer, "out"): entries for layer, entries in heads.writers.items()}
+    sides[heads.reader, "in"] = heads.read
+    axes: list[ChannelAxis] = []
+    for key, entries in sides.items():
+        first, second, last = (sorted(entries[head].tolist()) for head in (0, 1, -1))
+        axes += _linear(key, first, second, last, len(entries))
+    return PruneGroup(name=name, channels=len(heads.read), kind="inner", axes=tuple(axes))
+
+
 def _is_sum(node: Any) -> bool:
     return hasattr(node.grad_fn, "name") and node.grad_fn.name().startswith("AddBackward") and len(node.inputs) > 1
 
@@ -182,85 +196,3 @@ def _claim(group: PruneGroup, claimed: dict[Axis, set[int]]) -> None:
             raise _Refusal(f"it shares channels of `{axis.module}` with another group")
     for axis, entries in wanted.items():
         claimed[axis.module, axis.side].update(entries)
-
-
-# --------------------------------------------------------------------------- checks
-
-
-def _with_sound_shapes(
-    groups: Iterable[PruneGroup], refused: dict[str, str], module: nn.Module, template: Template
-) -> list[PruneGroup]:
-    """Groups the exported graph accepts at half their channels, and that are not the network's output."""
-    parameters = folded_parameters(module, template.folded)
-    output = template.skeleton.graph.output[0].name
-    # An odd batch: a size baked into a reshape cannot be made up for by the batch axis unnoticed.
-    expected = template.shapes(3)[output]
-    sound = []
-    for group in groups:
-        halved = take_channels(parameters, [group], {group.name: range((group.channels + 1) // 2)})
-        try:
-            shape = template.shapes(3, halved)[output]
-        except onnx.shape_inference.InferenceError:
-            shape = ()
-        if shape == expected:
-            sound.append(group)
-        elif not _narrower(shape, expected):
-            refused[group.name] = "the network fixes this number of channels, for example in a reshape"
-    return sound
-
-
-def _narrower(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
-    """Whether one axis of the output shrank: then the group is the output's own width."""
-    smaller = [one < other for one, other in zip(shape, expected, strict=False) if one != other]
-    return len(shape) == len(expected) and smaller == [True] and shape[0] == expected[0]
-
-
-def _with_free_order(
-    groups: list[PruneGroup], refused: dict[str, str], module: nn.Module, example: Tensor
-) -> list[PruneGroup]:
-    """Groups whose channels can be permuted without changing what the network computes."""
-    state = _unsymmetric_state(module)
-    draw = torch.Generator().manual_seed(0)
-    inputs = torch.randn((2, *example.shape[1:]), generator=draw, dtype=torch.float64)
-
-    def outputs(some: Sequence[PruneGroup]) -> Tensor:
-        order = np.random.default_rng(0)
-        permuted = take_channels(state, some, {group.name: order.permutation(group.channels) for group in some})
-        found: Tensor = functional_call(module, permuted, (inputs,))
-        return found
-
-    with torch.no_grad():
-        try:
-            expected = outputs([])
-        except RuntimeError:  # a network that mixes in single precision of its own
-            state, inputs = {name: _single(tensor) for name, tensor in state.items()}, inputs.float()
-            expected = outputs([])
-        if _close(outputs(groups), expected):
-            return groups
-        free = [group for group in groups if _close(outputs([group]), expected)]
-    for group in groups:
-        if group not in free:
-            refused[group.name] = "the order of its channels matters to the network"
-    return free
-
-
-def _single(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor
-
-
-def _close(one: Tensor, other: Tensor) -> bool:
-    tolerance = 1e-9 if other.dtype == torch.float64 else 1e-5
-    return (one - other).abs().max().item() <= tolerance * other.abs().max().item()
-
-
-def _unsymmetric_state(module: nn.Module) -> Mapping[str, Tensor]:
-    """The state dict in double precision, vectors and constants made random so that no permutation goes unnoticed."""
-    draw = torch.Generator().manual_seed(1)
-    state = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
-    state = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    statistics = {name for name in state if name.endswith((".running_mean", ".running_var"))}
-    for name in sorted({name for name, _ in module.named_parameters()} | statistics):
-        tensor = state[name]
-        if tensor.dim() == 1 or bool((tensor == tensor.flatten()[0]).all()):
-            tensor.uniform_(0.5, 1.5, generator=draw)
-    return state

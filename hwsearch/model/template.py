@@ -59,6 +59,11 @@ class Template:
                 return cast("onnx.NodeProto", node)
         raise KeyError(name)
 
+    def result(self, layer: str) -> str:
+        """Name of the tensor that holds a layer's result, bias included."""
+        node = self.node(layer)
+        return str((self.node(f"{layer}.bias_add") if node.op_type == "MatMul" else node).output[0])
+
     def bind(self, parameters: Parameters | None = None) -> onnx.ModelProto:
         """A complete model with the given parameters in place of the template's own.
 

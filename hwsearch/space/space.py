@@ -150,7 +150,9 @@ def _ladder(space: SearchSpace, layer: str) -> tuple[str, ...]:
 
 
 def _widths(group: PruneGroup, target: Target, config: SpaceConfig) -> tuple[int, ...]:
-    step = config.granularity or target.granularity
+    # An attention head is one channel of the group, but many of the layer.
+    entries = max((axis.repeat for axis in group.axes if axis.side == "out"), default=1)
+    step = math.ceil((config.granularity or target.granularity) / entries)
     smallest = max(1, (config.min_keep or target.min_keep) * group.channels)
     multiples = range(step, group.channels, step)
     return (*(n for n in multiples if n >= smallest), group.channels)
