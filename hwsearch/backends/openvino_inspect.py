@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from hwsearch.types import LayerTime
 _WARM_UPS, _RUNS = 2, 20
 _PRODUCTS = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul"})
 _SILENT = frozenset({"Reorder", "Reshape", "Transpose", "Convert", "Subgraph"})
+_SUFFIXES = re.compile(r"(/.*|\.bias_add|\.weight(_quantized)?)$")
 _PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "u8": "int8", "i8": "int8"}
 
 
@@ -40,8 +42,8 @@ def _executed_nodes(compiled: Any) -> list[Any]:
     executed = []
     for node in compiled.get_runtime_model().get_ordered_ops():
         kind = _facts(node)["layerType"]
-        sources = [node.input_value(i).get_node().get_friendly_name() for i in range(node.get_input_size())]
-        if kind == "Const" or (sources and constant.issuperset(sources)):
+        sources = _facts(node)["inputs"]
+        if kind == "Const" or (sources and constant.issuperset(sources.split(","))):
             constant.add(node.get_friendly_name())
         elif kind not in ("Input", "Output"):
             executed.append(node)
@@ -52,11 +54,14 @@ def _origins(nodes: Sequence[Mapping[str, str]], layers: Container[str]) -> dict
     """Node -> the layers it computes: products first, then fused subgraphs with what no product accounts for."""
     origins: dict[str, list[str]] = {}
     claimed: set[str] = set()
+    executed = {facts["name"] for facts in nodes}
     for kinds in (_PRODUCTS, {"Subgraph"}):
         for facts in nodes:
             if facts["layerType"] in kinds:
-                originals = facts.get("originalLayersNames", "").split(",")
-                names = dict.fromkeys(name.split("/")[0].removesuffix(".bias_add") for name in originals)
+                # A scale that moved past the bias takes the product's name along; the constants keep theirs.
+                constants = [name for name in facts["inputs"].split(",") if name not in executed]
+                originals = [*facts.get("originalLayersNames", "").split(","), *constants]
+                names = dict.fromkeys(_SUFFIXES.sub("", name) for name in originals)
                 origins[facts["name"]] = [name for name in names if name in layers and name not in claimed]
                 claimed.update(origins[facts["name"]])
     return origins
@@ -85,7 +90,8 @@ def _means(request: Any) -> dict[str, float]:
 
 def _facts(node: Any) -> dict[str, str]:
     facts = {name: str(value.astype(str)) for name, value in node.get_rt_info().items()}
-    return {"name": node.get_friendly_name(), **facts}
+    inputs = (node.input_value(i).get_node().get_friendly_name() for i in range(node.get_input_size()))
+    return {"name": node.get_friendly_name(), "inputs": ",".join(inputs), **facts}
 
 
 def _time(
