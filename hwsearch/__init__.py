@@ -16,6 +16,7 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hwsearch import reparam
     from hwsearch.backends.base import Backend
     from hwsearch.backends.benchmark import benchmark
     from hwsearch.config import StudyConfig, load_study
@@ -43,6 +44,7 @@ __all__ = [
     "export",
     "load_model",
     "load_study",
+    "reparam",
     "report",
     "search",
     "verify",
@@ -61,6 +63,7 @@ _HOMES = {
     "export": "hwsearch.export.bundle:export",
     "load_model": "hwsearch.model.load:load_model",
     "load_study": "hwsearch.config:load_study",
+    "reparam": "hwsearch.reparam",
     "report": "hwsearch.report.html:write_report",
     "search": "hwsearch.search.api:search",
     "verify": "hwsearch.export.verify:verify",
@@ -71,7 +74,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'hwsearch' has no attribute {name!r}")
     module, _, attribute = _HOMES[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    found = importlib.import_module(module)
+    return getattr(found, attribute) if attribute else found
 
 
 class _Package(types.ModuleType):

@@ -12,23 +12,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from hwsearch.config_errors import explain, one_of
+from hwsearch.config_reparam import ReparamConfig
+from hwsearch.config_section import Count, Positive, Section
 from hwsearch.errors import ConfigError
 from hwsearch.study_file import StudyFile, read_study_file
 from hwsearch.types import PRECISIONS
 
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Channels = Annotated[tuple[float, ...], Field(min_length=1)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-
-class NormalizeConfig(_Section):
+class NormalizeConfig(Section):
     """Subtracted and divided per channel, after scaling pixels to 0..1."""
 
     mean: Channels
@@ -41,7 +37,7 @@ class NormalizeConfig(_Section):
         return self
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """Where the examples come from, and how many go into each of the three splits.
 
     Attributes:
@@ -68,7 +64,7 @@ class DataConfig(_Section):
         return one_of(value, ("digits", "cifar10", "folder", "python"), "file.py:factory", "package.module:factory")
 
 
-class LimitsConfig(_Section):
+class LimitsConfig(Section):
     """Requirements in deployment units; the accuracy drop is in points against the fp32 baseline."""
 
     latency_ms: Positive | None = None
@@ -76,7 +72,7 @@ class LimitsConfig(_Section):
     accuracy_drop_points: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
 
-class SearchConfig(_Section):
+class SearchConfig(Section):
     """How candidates are proposed, how many, and where the study is stored.
 
     Attributes:
@@ -104,7 +100,7 @@ class SearchConfig(_Section):
         return value
 
 
-class SpaceConfig(_Section):
+class SpaceConfig(Section):
     """What may be chosen; None for the target's own value.
 
     Attributes:
@@ -129,13 +125,13 @@ class SpaceConfig(_Section):
         return value
 
 
-class QuantizeConfig(_Section):
+class QuantizeConfig(Section):
     """How activation ranges are chosen from what calibration saw."""
 
     ranges: Literal["entropy", "minmax", "mse", "percentile"] = "minmax"
 
 
-class MeasureConfig(_Section):
+class MeasureConfig(Section):
     """Effort of one latency measurement: at most `rounds` and about `seconds`, at least `min_rounds`.
 
     Fewer `rounds` than the default of `min_rounds` lower that, too.
@@ -159,7 +155,7 @@ class MeasureConfig(_Section):
         return self
 
 
-class RecoverConfig(_Section):
+class RecoverConfig(Section):
     """How channels are chosen, and what repairs a pruned network, on the calibration split and without training.
 
     Attributes:
@@ -171,7 +167,7 @@ class RecoverConfig(_Section):
     selection: Literal["obs", "magnitude"] = "obs"
 
 
-class SensitivityConfig(_Section):
+class SensitivityConfig(Section):
     """How much each single choice hurts: what the guided sampler knows before its first proposal.
 
     Attributes:
@@ -184,7 +180,7 @@ class SensitivityConfig(_Section):
     images: Annotated[int, Field(ge=2)] = 512
 
 
-class StudyConfig(_Section):
+class StudyConfig(Section):
     """One study, fully resolved: every default filled in, every path absolute.
 
     Attributes:
@@ -213,6 +209,7 @@ class StudyConfig(_Section):
     quantize: QuantizeConfig = Field(default_factory=QuantizeConfig)
     measure: MeasureConfig = Field(default_factory=MeasureConfig)
     recover: RecoverConfig = Field(default_factory=RecoverConfig)
+    reparam: ReparamConfig | None = None
     sensitivity: SensitivityConfig = Field(default_factory=SensitivityConfig)
     latency: Literal["auto", "measure", "table"] = "auto"
     tables: str = "latency_tables"
