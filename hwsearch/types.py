@@ -200,6 +200,7 @@ class Target:
         min_keep: Smallest fraction of a group's channels the space offers.
         needs_isa: Precision -> instruction sets of which the chip needs at least one to run it natively.
         table: Folder of the latency table that describes the device; None where tables are built by measuring.
+        options: Settings only this backend knows, such as ``cuda_graph: "off"``.
     """
 
     name: str
@@ -212,6 +213,7 @@ class Target:
     min_keep: float
     needs_isa: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     table: str | None = None
+    options: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

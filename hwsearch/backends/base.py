@@ -29,6 +29,8 @@ ENTRY_POINT_GROUP = "hwsearch.backends"
 BUILT_IN = {
     "onnxruntime": "hwsearch.backends.onnxruntime:OnnxRuntimeBackend",
     "openvino": "hwsearch.backends.openvino:OpenVinoBackend",
+    "tensorrt": "hwsearch.backends.tensorrt:TensorRtBackend",
+    "trtexec": "hwsearch.backends.trtexec:TrtexecBackend",
     "table": "hwsearch.backends.simulated:SimulatedBackend",
 }
 
@@ -45,6 +47,7 @@ class RunOptions:
         cpus: Cores the measuring process is pinned to; empty for no pinning.
         spinning: Whether idle threads of the runtime's pool busy-wait for work. Faster with several threads on an
             otherwise idle machine, and in the way of everything else on it.
+        options: The target's own settings for its backend, e.g. ``{"cuda_graph": "off"}``.
     """
 
     threads: int = 1
@@ -52,6 +55,7 @@ class RunOptions:
     float_precision: str = "fp32"
     cpus: tuple[int, ...] = ()
     spinning: bool = True
+    options: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,8 +123,11 @@ class Session(Protocol):
         """Fix the input of the `step` calls that follow."""
         ...
 
-    def step(self) -> None:
-        """One inference on the bound input; what is timed. Allocates and copies nothing it need not."""
+    def step(self) -> int | None:
+        """One inference on the bound input; what is timed. Allocates and copies nothing it need not.
+
+        Returns nanoseconds where the device has a clock of its own, and None where the caller's clock is to be used.
+        """
         ...
 
 
@@ -197,19 +204,25 @@ def backend_names() -> list[str]:
 def get_backend(name: str) -> Backend:
     """The backend called `name`: built in, from an entry point, or ``package.module:Class``.
 
+    ``name@host`` is a backend that works on another machine: its class is given the host.
+
     Raises:
-        ConfigError: no such backend.
+        ConfigError: no such backend, or one that works on this machine only.
         BackendUnavailableError: a plug-in cannot be imported.
     """
     plugins = {point.name: point.value for point in metadata.entry_points(group=ENTRY_POINT_GROUP)}
-    path = plugins.get(name) or BUILT_IN.get(name) or (name if ":" in name else None)
+    kind, _, host = name.partition("@")
+    path = plugins.get(kind) or BUILT_IN.get(kind) or (kind if ":" in kind else None)
     if path is None:
         raise ConfigError(
-            f"unknown backend `{name}`", allowed=", ".join(backend_names()), hint=did_you_mean(name, backend_names())
+            f"unknown backend `{kind}`", allowed=", ".join(backend_names()), hint=did_you_mean(kind, backend_names())
         )
     module_name, _, attribute = path.partition(":")
     try:
-        backend: Backend = getattr(importlib.import_module(module_name), attribute)()
+        backend_class = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
-        raise BackendUnavailableError(f"backend `{name}` cannot be loaded: {error}") from error
+        raise BackendUnavailableError(f"backend `{kind}` cannot be loaded: {error}") from error
+    if host and not getattr(backend_class, "remote", False):
+        raise ConfigError(f"backend `{kind}` works on this machine only", where=f"backend = {name}", allowed=kind)
+    backend: Backend = backend_class(host) if host else backend_class()
     return backend

@@ -1,7 +1,7 @@
-"""fp16 and bf16 by explicit conversion of the graph: strongly typed networks compute in the types they are written in.
+"""fp16 and bf16 by explicit conversion: strongly typed networks compute in the types they are written in.
 
-Which inputs of an operator share its type is read from ONNX's own schemas. Operations that lose accuracy in 16 bits stay
-in fp32, between casts; so do the network's input and output.
+Which inputs of an operator share its type is read from ONNX's own schemas. Operations that lose accuracy in 16 bits
+stay in fp32, between casts; so do the network's input and output.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorP
 OPSETS = {TensorProto.BFLOAT16: 22, TensorProto.INT4: 21, TensorProto.FLOAT8E4M3FN: 19}
 """Type -> first operator set whose convolutions, poolings and quantisers take it."""
 
-_NAMES = {TensorProto.FLOAT: "FLOAT", TensorProto.FLOAT16: "FLOAT16", TensorProto.BFLOAT16: "BFLOAT16"}
+_NAMES: dict[int, str] = {TensorProto.FLOAT: "FLOAT", TensorProto.FLOAT16: "FLOAT16", TensorProto.BFLOAT16: "BFLOAT16"}
 _LARGEST_FP16 = 65504.0
 
 

@@ -1,4 +1,4 @@
-"""Where TensorRT wants quantise/dequantise pairs: on what quantised layers read, and on the skip of a residual addition.
+"""Where TensorRT wants quantise/dequantise pairs: on what quantised layers read, and on the skip of residual additions.
 
 Symmetric throughout: zero points are zero, activations are int8 or fp8 with one scale per tensor, weights have one per
 output channel, biases stay in floating point. A convolution, the addition behind it and its ReLU become one int8 kernel
@@ -9,6 +9,7 @@ gets a dequantise node of its own. Weight-only int4 layers keep 16-bit activatio
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import onnx
 from onnx import helper
@@ -141,7 +142,7 @@ def _quantize_activation(graph: Graph, name: str, stored: Stored) -> None:
         reader.input[:] = [own if entry == f"{name}_after" else entry for entry in reader.input]
 
 
-def _feed_weight(graph: Graph, node: onnx.NodeProto, stored: Stored, attributes: Mapping[str, int]) -> None:
+def _feed_weight(graph: Graph, node: onnx.NodeProto, stored: Stored, attributes: dict[str, Any]) -> None:
     """Let a layer read its weight through a dequantise node."""
     name = f"{node.name}.weight"
     inputs = [graph.store(f"{name}_quantized", stored.values), graph.store(f"{name}_scale", stored.scale)]

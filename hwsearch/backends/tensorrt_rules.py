@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ INTEGER_OPERATORS = frozenset({"QLinearConv", "QLinearMatMul", "ConvInteger", "M
 BIASED = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}
 """Operators with a bias -> its input."""
 
-STORED = {
+STORED: dict[int, int] = {
     TensorProto.INT8: 13,
     TensorProto.FLOAT8E4M3FN: 19,
     TensorProto.INT4: 21,
@@ -45,7 +44,7 @@ _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT1
 def violations(model: onnx.ModelProto) -> tuple[Violation, ...]:
     """Every rule a model breaks, in execution order; empty if TensorRT should take it."""
     facts = _Facts(model)
-    found = list(_of_model(model, facts))
+    found = list(_of_model(facts))
     for node in model.graph.node:
         if node.op_type in INTEGER_OPERATORS:
             found.append(_violation(node, "quantise/dequantise pairs only", f"{node.op_type} is not parsed"))
@@ -100,7 +99,7 @@ def _types(model: onnx.ModelProto) -> dict[str, int]:
     return types | {tensor.name: tensor.data_type for tensor in graph.initializer}
 
 
-def _of_model(model: onnx.ModelProto, facts: _Facts) -> Iterator[Violation]:
+def _of_model(facts: _Facts) -> Iterator[Violation]:
     if facts.opset not in OPSETS:
         yield Violation(
             node="", rule=f"operator set {OPSETS[0]} to {OPSETS[-1]}", detail=f"the model declares {facts.opset}"

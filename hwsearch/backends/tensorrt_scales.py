@@ -81,7 +81,8 @@ def representable(scale: NDArray[Any], float_format: str) -> NDArray[np.float32]
 
 def _store(scaled: NDArray[Any], kind: str) -> NDArray[Any]:
     clipped = np.clip(scaled, -LARGEST[kind], LARGEST[kind])
-    return (clipped if kind == "fp8" else np.rint(clipped)).astype(_dtype(kind))
+    stored: NDArray[Any] = (clipped if kind == "fp8" else np.rint(clipped)).astype(_dtype(kind))
+    return stored
 
 
 def _dtype(kind: str) -> Any:

@@ -28,7 +28,8 @@ def benchmark(models: Models, *, target: On = "ort-cpu", threads: Threads = None
     from hwsearch.space.target import load_target
 
     chosen = load_target(target, threads=threads, batch=batch)
-    found = measure(models, chosen.backend, RunOptions(threads=chosen.threads, batch=chosen.batch), progress=note)
+    options = RunOptions(threads=chosen.threads, batch=chosen.batch, options=chosen.options)
+    found = measure(models, chosen.backend, options, progress=note)
     if flags().json:
         print_json(
             {

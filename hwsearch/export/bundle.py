@@ -150,7 +150,12 @@ def _outputs_of(
     placed: Artifact, folder: Path, trial: Trial, target: Target, inputs: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """What the shipped file answers, in the backend."""
-    options = RunOptions(threads=target.threads, batch=len(inputs), float_precision=trial.candidate.float_precision)
+    options = RunOptions(
+        threads=target.threads,
+        batch=len(inputs),
+        float_precision=trial.candidate.float_precision,
+        options=target.options,
+    )
     return get_backend(target.backend).open(located(placed, folder), options).run(inputs)
 
 

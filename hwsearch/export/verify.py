@@ -103,7 +103,8 @@ def _checks_on_device(
     folder: Path, manifest: Manifest, *, data: Data | None, examples: int, timing: bool
 ) -> list[Check]:
     backend = _available(manifest, folder)
-    here = backend.device(RunOptions(threads=manifest.target.threads, batch=manifest.target.batch))
+    target = manifest.target
+    here = backend.device(RunOptions(threads=target.threads, batch=target.batch, options=target.options))
     checks = [_device_check(manifest.device, here), _runtime_check(manifest.device, here)]
     if not manifest.artifact.portable and here != manifest.device:
         return [*checks, Check(name="samples", ok=None, detail="not run: the file runs only on the device it is for")]
@@ -132,6 +133,7 @@ class _Model:
             threads=self.manifest.target.threads,
             batch=batch,
             float_precision=self.manifest.float_precision,
+            options=self.manifest.target.options,
             cpus=cpus,
         )
 

@@ -58,6 +58,7 @@ def run_options(target: Target, float_precision: str = "fp32") -> RunOptions:
         threads=target.threads,
         batch=target.batch,
         float_precision=float_precision,
+        options=target.options,
         cpus=tuple(cores[-target.threads :]),
     )
 

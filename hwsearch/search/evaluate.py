@@ -134,6 +134,7 @@ class Evaluator:
             threads=self.target.threads,
             batch=self.target.batch,
             float_precision=float_precision,
+            options=self.target.options,
             cpus=tuple(cores[-self.target.threads :]),
         )
 
@@ -310,7 +311,9 @@ class Evaluator:
 
     def _fast_options(self, candidate: Candidate) -> RunOptions:
         """For accuracy: all cores, since the outputs do not depend on how many compute them."""
-        return RunOptions(threads=os.cpu_count() or 1, float_precision=candidate.float_precision)
+        return RunOptions(
+            threads=os.cpu_count() or 1, float_precision=candidate.float_precision, options=self.target.options
+        )
 
     @property
     def _timeout(self) -> float:

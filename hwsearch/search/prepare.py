@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -12,7 +13,6 @@ import numpy as np
 from torch import nn
 
 from hwsearch.backends.base import get_backend
-from hwsearch.backends.device import chip_isa
 from hwsearch.config import StudyConfig
 from hwsearch.errors import BackendUnavailableError
 from hwsearch.latency.build import target_device
@@ -20,6 +20,8 @@ from hwsearch.model.data import Splits, check_inputs, check_labels, load_splits
 from hwsearch.model.graph import trace
 from hwsearch.model.load import load_model
 from hwsearch.model.metric import Metric, load_metric
+from hwsearch.reparam.guard import bounded, inspect
+from hwsearch.reparam.recipe import retrained
 from hwsearch.search.evaluate import Subject
 from hwsearch.search.run import Identity
 from hwsearch.space.space import build_space, dimensions, log10_size
@@ -44,7 +46,13 @@ class Plan:
 
 
 def load_subject(
-    config: StudyConfig, *, module: nn.Module | None = None, splits: Splits | None = None, metric: Metric | None = None
+    config: StudyConfig,
+    *,
+    module: nn.Module | None = None,
+    splits: Splits | None = None,
+    metric: Metric | None = None,
+    trained: Path | None = None,
+    on_epoch: Callable[[int, float], None] | None = None,
 ) -> Subject:
     """Model, data and metric of a study, loaded, traced and checked against each other.
 
@@ -53,6 +61,9 @@ def load_subject(
         module: Replaces the network the study names.
         splits: Replace the data the study names.
         metric: Replaces the metric the study names.
+        trained: Folder of trained weights; a study with `reparam` trains into it, once. None: the network as it is,
+            which has the same layers and shapes.
+        on_epoch: Told each epoch of that training and its mean loss.
 
     Raises:
         ModelError, DataError, ConfigError: whatever is wrong with them.
@@ -61,6 +72,8 @@ def load_subject(
     module = module or load_model(
         config.model, weights=_path(config.weights), model_args=config.model_args, base_dir=config.base_dir
     )
+    if config.reparam is not None and trained is not None:
+        module = retrained(module, config.reparam, splits.train, trained, on_epoch=on_epoch)
     metric = metric or load_metric(config.metric, config.direction, base_dir=config.base_dir)
     network = trace(module, np.asarray(splits.calibrate.inputs[:2]), name=config.model)
     check_inputs(splits, network.source.input_shape)
@@ -84,13 +97,17 @@ def ready_target(name: str, config: StudyConfig) -> Target:
 
 def space_for(subject: Subject, target: Target, config: StudyConfig) -> SearchSpace:
     """What may be chosen for this subject on this target's chip."""
-    return build_space(subject.network.source, target, config.space, chip_isa())
+    space = build_space(subject.network.source, target, config.space, target_device(target).isa)
+    if config.reparam is None or not config.reparam.guard:
+        return space
+    return bounded(space, inspect(subject.network))
 
 
 def plan_study(config: StudyConfig) -> list[Plan]:
     """One plan per target of the study; nothing is evaluated or written."""
+    ready = [ready_target(name, config) for name in config.targets]
     subject = load_subject(config)
-    return [_plan(subject, ready_target(name, config), config) for name in config.targets]
+    return [_plan(subject, target, config) for target in ready]
 
 
 def identity(subject: Subject, target: Target, space: SearchSpace, config: StudyConfig) -> Identity:
