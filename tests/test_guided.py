@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from synthetic_run import make_run
 
 from hwsearch.errors import ConfigError
 from hwsearch.search.calibrate import calibrate
 from hwsearch.search.predictions import Prediction, Predictions, read_predictions, write_predictions
+from hwsearch.search.stopping import stalled
 from hwsearch.types import Candidate
 
 ORIGINAL = 0.92
@@ -84,3 +86,12 @@ def test_damaged_predictions_are_refused(tmp_path):
     (tmp_path / "predicted.json").write_text('{"predictions": {"models": 3}}')
     with pytest.raises(ConfigError, match="damaged"):
         read_predictions(tmp_path)
+
+
+def test_a_search_has_stalled_when_its_last_evaluations_widened_nothing():
+    run = make_run(evaluations=60)
+    worst = (-0.8 * run.trials[0].outcome.accuracy.value, run.trials[0].outcome.latency.best_ms)
+    improving = next(n for n in range(20, 60) if not stalled(run.trials[:n], worst, 5))
+    assert stalled((*run.trials[:improving], *[run.trials[improving - 1]] * 5), worst, 5)
+    assert not stalled((*run.trials[:improving], *[run.trials[improving - 1]] * 5), worst, None)
+    assert not stalled(run.trials[:5], worst, 20)
