@@ -43,7 +43,7 @@ class Settings:
     rows: int = 16384
     damping: float = 1e-2
     ridge: float = 1e-2
-    rectify: int = 2
+    rectify: int = 1
 
 
 class Reconstructor:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -62,16 +63,21 @@ def take_inputs(layer: Layer, inputs: Tensor, positions: Tensor) -> Tensor:
     The columns are in the order of the flattened weight: input channel, then kernel position.
     """
     if isinstance(layer, CONVOLUTIONS):
-        patches = _windows(layer, inputs, positions)
-        rows = patches.reshape(patches.shape[0], layer.groups, -1).transpose(0, 1)
+        patches = _windows(layer, inputs, positions)  # [images, rows per image, channels, *kernel]
+        grouped = patches.reshape(*positions.shape, layer.groups, -1, *layer.kernel_size).movedim(2, 0)
     else:
         tokens = _tokens(inputs)
-        rows = tokens.gather(1, positions[..., None].expand(-1, -1, tokens.shape[2])).flatten(0, 1)[None]
-    return torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], dim=2)
+        grouped = tokens.gather(1, positions[..., None].expand(-1, -1, tokens.shape[2]))[None]
+    rows = inputs.new_empty(len(grouped), positions.numel(), grouped[0, 0, 0].numel() + 1)
+    rows[..., :-1].view(grouped.shape).copy_(grouped)
+    rows[..., -1] = 1
+    return rows
 
 
 def gram(rows: Tensor, other: Tensor | None = None) -> Tensor:
     """rowsᵀ · other (or rows) per group, in float64 [groups, columns, columns of other]; chunks of rows are summed."""
+    if other is None and len(rows) == 1:
+        return _symmetric_gram(rows[0])[None]
     other = rows if other is None else other
     total = rows.new_zeros(rows.shape[0], rows.shape[2], other.shape[2], dtype=torch.float64)
     for left, right in zip(torch.split(rows, CHUNK_ROWS, 1), torch.split(other, CHUNK_ROWS, 1), strict=True):
@@ -123,6 +129,15 @@ def watch(
             handle.remove()
 
 
+def _symmetric_gram(rows: Tensor) -> Tensor:
+    """rowsᵀ · rows; NumPy's product sees that the operands are the same and computes only half of it."""
+    total = np.zeros((rows.shape[1], rows.shape[1]))
+    for chunk in torch.split(rows, CHUNK_ROWS):
+        matrix = chunk.numpy()
+        total += matrix.T @ matrix
+    return torch.from_numpy(total)
+
+
 def _tokens(values: Tensor) -> Tensor:
     """[N, ..., channels] as [N, positions, channels]."""
     return values.flatten(1, -2) if values.dim() > 2 else values[:, None]
@@ -133,7 +148,7 @@ def _channels(layer: Layer, outputs: Tensor) -> int:
 
 
 def _windows(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, inputs: Tensor, positions: Tensor) -> Tensor:
-    """Patches [images * rows per image, channels, *kernel] under the kernel at the given output positions."""
+    """Patches [images, rows per image, channels, *kernel] under the kernel at the given output positions."""
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     padding = layer._reversed_padding_repeated_twice  # noqa: SLF001  (numbers even where `padding` says "same")
     view = functional.pad(inputs, padding, mode=mode)
@@ -144,4 +159,4 @@ def _windows(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, inputs: Tensor, positions
         view = view.unfold(axis, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
     image = torch.arange(len(inputs))[:, None].expand_as(positions)
     where = torch.unravel_index(positions, view.shape[1 : 1 + len(layer.kernel_size)])
-    return view[(image, *where)].flatten(0, 1)
+    return view[(image, *where)]
