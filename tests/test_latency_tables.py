@@ -11,8 +11,10 @@ import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from hwsearch.backends.base import get_backend
+from hwsearch.backends.flow import read_flow
+from hwsearch.backends.rewrite import Graph
 from hwsearch.config import SpaceConfig
 from hwsearch.errors import ConfigError
 from hwsearch.latency.build import target_device
@@ -20,9 +22,10 @@ from hwsearch.latency.design import Drawer, choose, reachable_axes
 from hwsearch.latency.files import ENTRIES, MANIFEST, TableCheck
 from hwsearch.latency.fit import Equation, fit
 from hwsearch.latency.grid import Axes
-from hwsearch.latency.kernels import CALL, Kind, compiled_units, read_plan
+from hwsearch.latency.kernels import CALL, Kind, compiled_units
 from hwsearch.latency.micro import pieces, plausible_ranges
-from hwsearch.latency.network import NetworkUnits, integer_flow
+from hwsearch.latency.network import NetworkUnits, integer_flow, quantizer_rule
+from hwsearch.latency.plan import read_plan
 from hwsearch.latency.residual import Residual
 from hwsearch.latency.table import LatencyTable, gate, import_table, table_folder
 from hwsearch.latency.validate import Point, summarise
@@ -30,7 +33,9 @@ from hwsearch.model.graph import trace
 from hwsearch.space.space import build_space, uniform
 from hwsearch.space.target import load_target
 from hwsearch.types import Candidate
+from hwsearch.zoo.mobilenet_v2 import mobilenet_v2
 from hwsearch.zoo.resnet import ResNet
+from hwsearch.zoo.vit import ViT
 
 EXAMPLE = Path(__file__).parents[1] / "latency_tables" / "example-edge-asic"
 KIND = Kind("conv", "3x3", "8x8", "fp32")
@@ -45,7 +50,7 @@ def network():
 def ort(network):
     target = load_target("ort-cpu")
     space = build_space(network.source, target, SpaceConfig(), isa=())
-    reader = NetworkUnits(network.source, network.template, get_backend("onnxruntime").tensors_to_observe)
+    reader = NetworkUnits(network.source, network.template, quantizer_rule(target))
     return reader, Drawer(network, space, reader)
 
 
@@ -69,17 +74,50 @@ def test_every_layer_is_one_unit_in_its_precision(network, ort):
         assert sorted(unit.kind.precision for unit in layers) == sorted(candidate.precision.values())
 
 
-def test_units_read_from_prune_groups_equal_those_of_the_bound_model(ort):
-    reader, drawer = ort
-    for _ in range(10):
-        candidate = drawer.candidate(any_width=True)
-        template, model, shapes = drawer.bound(candidate)
-        plan = read_plan(model, template.layers, shapes, None)
-        units = compiled_units(plan, reader.quantized(model, candidate.precision), candidate.precision, "fp32")
-        assert [(u.kind, u.inputs.fixed, u.outputs.fixed) for u in units] == [
-            (u.kind, *(width.channels({**reader.full, **candidate.keep}) for width in (u.inputs, u.outputs)))
-            for u in reader.units(candidate)
-        ]
+class LooseActivation(nn.Module):
+    """Dropping the branch leaves a ReLU by itself: it cannot fold into the stem, which another layer reads too."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.branch, self.left, self.right = (nn.Conv2d(n, 16, 3, padding=1) for n in (3, 16, 16, 16))
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = nn.functional.relu(x + self.branch(x))
+        return self.head((self.left(y) + self.right(x)).mean((2, 3)))
+
+
+NETWORKS = {
+    "resnet": lambda: ResNet(2, 10),
+    "mobilenet": lambda: mobilenet_v2(width=0.25),
+    "vit": lambda: ViT(10, heads=2, head_size=16, depth=2),
+    "loose activation": LooseActivation,
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_candidates_like_none_before_have_the_units_of_the_model_that_would_be_built(name):
+    network = trace(NETWORKS[name]().eval(), np.zeros((1, 3, 32, 32), np.float32), name=name)
+    for target in (load_target(each) for each in ("ort-cpu", "openvino-cpu", str(EXAMPLE / "edge-asic-4bit.yaml"))):
+        reader = NetworkUnits(network.source, network.template, quantizer_rule(target))
+        space = build_space(network.source, target, SpaceConfig(), isa=("avx512_bf16",))
+        drawer = Drawer(network, space, reader, seed=5)
+        for candidate in (drawer.candidate(any_width=True) for _ in range(6)):
+            keep = {**reader.full, **candidate.keep}
+            assert built_units(reader, drawer, candidate) == [
+                (u.kind, u.inputs.channels(keep), u.outputs.channels(keep)) for u in reader.units(candidate)
+            ]
+
+
+def built_units(reader, drawer, candidate):
+    """Units read from the graph of a candidate with its own weights."""
+    template, model, shapes = drawer.bound(candidate)
+    flow = read_flow(Graph(model))
+    plan = read_plan(flow, model.graph, template.layers, shapes, None)
+    quantized = reader.rule(flow, candidate.precision)
+    units = compiled_units(plan, quantized, candidate.precision, candidate.float_precision)
+    return [(unit.kind, unit.inputs.fixed, unit.outputs.fixed) for unit in units]
 
 
 def test_a_conversion_is_priced_where_precisions_meet(network, ort):
@@ -106,7 +144,7 @@ def test_micro_models_are_valid_and_hold_the_units_they_were_drafted_with(ort):
         onnx.checker.check_model(job.model, full_check=True)
         convolutions = sum(n for (kind, _), n in draft.counts.items() if kind.unit in ("conv", "linear"))
         assert convolutions == len(job.precision)
-        assert set(reader.quantized(job.model, job.precision)) <= set(job.ranges)
+        assert set(reader.rule(read_flow(Graph(job.model)), job.precision)) <= set(job.ranges)
 
 
 def test_ranges_start_at_zero_after_a_relu(network):

@@ -6,7 +6,7 @@ opened. bf16 and fp16 would run widened to fp32, hence they are refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -14,9 +14,11 @@ import onnx
 from hwsearch.backends import onnxruntime_qdq
 from hwsearch.backends.base import Availability, LowerRequest, RunOptions, write_onnx
 from hwsearch.backends.device import cpu_device, saturates_int8
+from hwsearch.backends.flow import Flow, read_flow
 from hwsearch.backends.onnxruntime_inspect import inspect
 from hwsearch.backends.onnxruntime_observe import observe
 from hwsearch.backends.onnxruntime_session import OnnxRuntimeSession
+from hwsearch.backends.rewrite import Graph
 from hwsearch.errors import EvaluationError
 from hwsearch.types import Artifact, Device, LayerTime
 
@@ -50,7 +52,11 @@ class OnnxRuntimeBackend:
 
     def tensors_to_observe(self, model: onnx.ModelProto, precision: Mapping[str, str]) -> Sequence[str]:
         """Activation tensors whose ranges `lower` needs."""
-        return onnxruntime_qdq.tensors_to_observe(model, precision)
+        return sorted(self.observed_tensors(read_flow(Graph(model)), precision))
+
+    def observed_tensors(self, flow: Flow, precision: Mapping[str, str]) -> Collection[str]:
+        """The same of a graph that was read before."""
+        return onnxruntime_qdq.observed_tensors(flow, precision)
 
     def lower(self, model: onnx.ModelProto, request: LowerRequest) -> onnx.ModelProto:
         """A copy with quantise/dequantise pairs; weights lose one bit on chips whose int8 products saturate."""

@@ -8,11 +8,12 @@ values: one reader left on the float tensor keeps the producer from fusing (15 %
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Mapping
 
 import onnx
 from onnx import helper
 
+from hwsearch.backends.flow import Flow, read_flow
 from hwsearch.backends.qdq import (
     asymmetric,
     check_precisions,
@@ -21,7 +22,7 @@ from hwsearch.backends.qdq import (
     quantize_layer,
     range_of,
 )
-from hwsearch.backends.rewrite import ACTIVATIONS, Graph, invalid
+from hwsearch.backends.rewrite import Graph, invalid
 from hwsearch.types import TensorRange
 
 PRECISIONS = ("fp32", "int8")
@@ -41,27 +42,25 @@ RESCALES = frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool"
 _CONTRIB = "com.microsoft"
 
 
-def quantized_tensors(graph: Graph, layers: Iterable[str]) -> dict[str, str]:
+def quantized_tensors(flow: Flow, layers: Container[str]) -> dict[str, str]:
     """Tensors to quantise when `layers` are int8 -> the tensor whose observed range each takes."""
     found: dict[str, str] = {}
-    for node in graph.layers(layers):
-        found[node.input[0]] = node.input[0]
-        output = graph.folded_output(node)
-        producer = graph.producer[output]
-        if node.op_type in CONVOLUTIONS or producer.op_type in ACTIVATIONS:
-            found[output] = output
-    for node in graph.nodes:
-        if node.op_type in KEEPS_SCALE and node.input[0] in found and node.output[0] not in graph.outputs:
-            found[node.output[0]] = found[node.input[0]]
-        elif node.op_type in RESCALES and all(name in found for name in node.input):
-            output = graph.folded_output(node)
-            found.setdefault(output, output)
+    for step in flow.steps:
+        if step.name in layers:
+            found[step.reads[0]] = step.reads[0]
+            if step.op in CONVOLUTIONS or step.activated:
+                found[step.leaves] = step.leaves
+    for step in flow.steps:
+        if step.op in KEEPS_SCALE and step.reads[0] in found and step.writes != flow.output:
+            found[step.writes] = found[step.reads[0]]
+        elif step.op in RESCALES and not step.constants and found.keys() >= set(step.reads):
+            found.setdefault(step.leaves, step.leaves)
     return found
 
 
-def tensors_to_observe(model: onnx.ModelProto, precision: Mapping[str, str]) -> list[str]:
-    """Tensors whose ranges `lower` needs, sorted."""
-    return sorted(set(quantized_tensors(Graph(model), int8_layers(precision)).values()))
+def observed_tensors(flow: Flow, precision: Mapping[str, str]) -> set[str]:
+    """Tensors whose ranges `lower` needs."""
+    return set(quantized_tensors(flow, frozenset(int8_layers(precision))).values())
 
 
 def lower(
@@ -72,7 +71,7 @@ def lower(
     Args:
         model: Float model whose nodes are named after the layers.
         precision: Layer -> ``fp32`` or ``int8``.
-        ranges: Of the tensors named by `tensors_to_observe`.
+        ranges: Of the tensors named by `observed_tensors`.
         levels: Largest stored weight: 127, or 64 on chips that sum products in 16 bits.
 
     Raises:
@@ -81,7 +80,7 @@ def lower(
     check_precisions(precision, PRECISIONS, "onnxruntime")
     graph = Graph(model)
     layers = int8_layers(precision)
-    tensors = quantized_tensors(graph, layers)
+    tensors = quantized_tensors(read_flow(graph), layers)
     quantizers = {name: asymmetric(range_of(ranges, owner)) for name, owner in tensors.items()}
     keep_float(graph, quantizers, layers)
     for node in graph.layers(layers):

@@ -7,7 +7,7 @@ bf16 is offered where the processor has it. Nothing here starts a conversion too
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ import onnx
 from hwsearch.backends import openvino_quantize
 from hwsearch.backends.base import Availability, LowerRequest, RunOptions
 from hwsearch.backends.device import cpu_device, saturates_int8
+from hwsearch.backends.flow import Flow, read_flow
 from hwsearch.backends.openvino_inspect import inspect
 from hwsearch.backends.openvino_session import OpenVinoSession, check_float, core, settings
+from hwsearch.backends.rewrite import Graph
 from hwsearch.store import sha256_files
 from hwsearch.types import Artifact, Device, LayerTime
 
@@ -51,7 +53,11 @@ class OpenVinoBackend:
 
     def tensors_to_observe(self, model: onnx.ModelProto, precision: Mapping[str, str]) -> Sequence[str]:
         """Activation tensors whose ranges `lower` needs."""
-        return openvino_quantize.tensors_to_observe(model, precision)
+        return sorted(self.observed_tensors(read_flow(Graph(model)), precision))
+
+    def observed_tensors(self, flow: Flow, precision: Mapping[str, str]) -> Collection[str]:
+        """The same of a graph that was read before."""
+        return openvino_quantize.observed_tensors(flow, precision)
 
     def lower(self, model: onnx.ModelProto, request: LowerRequest) -> onnx.ModelProto:
         """A copy with quantisers; weights lose one bit on chips whose int8 products saturate."""

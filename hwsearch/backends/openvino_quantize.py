@@ -8,12 +8,13 @@ and are written as additions, which keeps the converter from deriving their shap
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Mapping
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from hwsearch.backends.flow import Flow, Step, read_flow
 from hwsearch.backends.qdq import (
     Quantizer,
     along,
@@ -39,35 +40,35 @@ _DOMAIN = "org.openvinotoolkit"
 _FAKE_QUANTIZE_LEVELS = 256
 
 
-def quantized_tensors(graph: Graph, layers: Iterable[str]) -> dict[str, str]:
+def quantized_tensors(flow: Flow, layers: Container[str]) -> dict[str, str]:
     """Tensors to quantise when `layers` are int8 -> the tensor whose observed range each takes."""
-    int8 = graph.layers(layers)
-    found: dict[str, str] = {node.input[0]: node.input[0] for node in int8}
-    written = {node.output[0] for node in int8}
-    for node in graph.nodes:
-        if node.op_type == "Add" and all(name in found or name in written for name in node.input):
-            found |= {name: name for name in node.input}
-    for node in reversed(graph.nodes):
-        if node.output[0] in found:
-            _move_up(graph, node, found)
+    int8 = [step for step in flow.steps if step.name in layers]
+    found: dict[str, str] = {step.reads[0]: step.reads[0] for step in int8}
+    written = {step.writes for step in int8}
+    for step in flow.steps:
+        if step.op == "Add" and not step.constants and written.union(found).issuperset(step.reads):
+            found.update(zip(step.reads, step.reads, strict=True))
+    for step in reversed(flow.steps):
+        if step.writes in found:
+            _move_up(step, found)
     return found
 
 
-def _move_up(graph: Graph, node: onnx.NodeProto, found: dict[str, str]) -> None:
-    """Quantise what `node` reads, given that its output is quantised; all that a Concat joins takes one scale."""
-    if node.op_type in MOVES:
-        del found[node.output[0]]
-        found.setdefault(node.input[0], node.input[0])
-    elif node.op_type in POOLS:
-        found.setdefault(node.input[0], node.input[0])
-    elif node.op_type == "Concat" and not any(name in graph.initializers for name in node.input):
-        del found[node.output[0]]
-        found.update(dict.fromkeys(node.input, node.output[0]))
+def _move_up(step: Step, found: dict[str, str]) -> None:
+    """Quantise what `step` reads, given that its output is quantised; all that a Concat joins takes one scale."""
+    if step.op in MOVES:
+        del found[step.writes]
+        found.setdefault(step.reads[0], step.reads[0])
+    elif step.op in POOLS:
+        found.setdefault(step.reads[0], step.reads[0])
+    elif step.op == "Concat" and not step.constants:
+        del found[step.writes]
+        found.update(dict.fromkeys(step.reads, step.writes))
 
 
-def tensors_to_observe(model: onnx.ModelProto, precision: Mapping[str, str]) -> list[str]:
-    """Tensors whose ranges `lower` needs, sorted."""
-    return sorted(set(quantized_tensors(Graph(model), int8_layers(precision)).values()))
+def observed_tensors(flow: Flow, precision: Mapping[str, str]) -> set[str]:
+    """Tensors whose ranges `lower` needs."""
+    return set(quantized_tensors(flow, frozenset(int8_layers(precision))).values())
 
 
 def lower(
@@ -78,7 +79,7 @@ def lower(
     Args:
         model: Float model whose nodes are named after the layers.
         precision: Layer -> ``int8``, or one float format for all others.
-        ranges: Of the tensors named by `tensors_to_observe`.
+        ranges: Of the tensors named by `observed_tensors`.
         levels: Largest stored weight: 127, or 64 on chips that sum products in 16 bits.
 
     Raises:
@@ -91,7 +92,7 @@ def lower(
         raise invalid(f"openvino has one float format per model, found {' and '.join(floats)}")
     graph = Graph(model)
     layers = int8_layers(precision)
-    tensors = quantized_tensors(graph, layers)
+    tensors = quantized_tensors(read_flow(graph), layers)
     for node in graph.nodes:
         if node.op_type == "Conv" and len(node.input) > 2:
             _split_bias(graph, node)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import onnx
@@ -20,14 +20,19 @@ BIASED = frozenset({"Conv", "ConvTranspose", "Gemm"})
 
 
 class Graph:
-    """A private copy of a model, indexed by tensor, that collects rewrites until `finish`."""
+    """A private copy of a model, indexed by tensor, that collects rewrites until `finish`.
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    Args:
+        model: Is left alone.
+        constants: Initialisers that are kept outside the model.
+    """
+
+    def __init__(self, model: onnx.ModelProto, constants: Mapping[str, onnx.TensorProto] | None = None) -> None:
         self.model = onnx.ModelProto()
         self.model.CopyFrom(model)
         graph = self.model.graph
         self.nodes: list[onnx.NodeProto] = list(graph.node)
-        self.initializers = {tensor.name: tensor for tensor in graph.initializer}
+        self.initializers = {**(constants or {}), **{tensor.name: tensor for tensor in graph.initializer}}
         self.inputs = [value.name for value in graph.input if value.name not in self.initializers]
         self.outputs = [value.name for value in graph.output]
         self.producer = {name: node for node in self.nodes for name in node.output}

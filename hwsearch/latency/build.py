@@ -11,7 +11,7 @@ from hwsearch.latency.campaign import MANY, Progress, measure_jobs
 from hwsearch.latency.design import Drawer, choose, reachable_axes
 from hwsearch.latency.files import Manifest, write_table
 from hwsearch.latency.fit import Counts, Equation, fit
-from hwsearch.latency.network import NetworkUnits
+from hwsearch.latency.network import NetworkUnits, quantizer_rule
 from hwsearch.latency.table import LatencyTable
 from hwsearch.model.graph import Network
 from hwsearch.space.space import baselines
@@ -28,7 +28,8 @@ def target_device(target: Target) -> Device:
     """The device a table for `target` is valid on; a target without a backend is its own device."""
     if target.backend == "table":
         return Device(backend="table", backend_version="", chip=target.name, isa=(), threads=target.threads)
-    return get_backend(target.backend).device(RunOptions(threads=target.threads, batch=target.batch))
+    options = RunOptions(threads=target.threads, batch=target.batch, options=target.options)
+    return get_backend(target.backend).device(options)
 
 
 def build_table(
@@ -46,7 +47,7 @@ def build_table(
     Raises:
         EvaluationError: a micro-model cannot be built or measured.
     """
-    reader = NetworkUnits(network.source, network.template, get_backend(target.backend).tensors_to_observe)
+    reader = NetworkUnits(network.source, network.template, quantizer_rule(target))
     drawer = Drawer(network, space, reader, seed)
     progress("draw", 0, micro_models)
     references = list(baselines(space).values())

@@ -14,12 +14,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 
+from hwsearch.backends.flow import read_flow
+from hwsearch.backends.rewrite import Graph
 from hwsearch.latency.campaign import Job
 from hwsearch.latency.fit import Matrix, design_matrix, prior_covariance
 from hwsearch.latency.grid import Axes, axes_of, features, thinned
-from hwsearch.latency.kernels import Column, Kind, Node, Shapes, Unit, Width, compiled_units, read_plan
+from hwsearch.latency.kernels import Column, Kind, Node, Unit, Width, compiled_units
 from hwsearch.latency.micro import MicroModel, chain, pieces, plausible_ranges, repeatable
 from hwsearch.latency.network import NetworkUnits
+from hwsearch.latency.plan import Shapes, read_plan
 from hwsearch.model.channels import take_channels
 from hwsearch.model.graph import Network
 from hwsearch.model.template import Parameters, Template, folded_parameters
@@ -93,9 +96,10 @@ class Drawer:
         """A draft with weights, ready to be built and measured."""
         template, model, shapes = self.bound(draft.candidate)
         parts = pieces(model.graph, template.layers)[draft.first : draft.first + draft.length] * draft.repeats
-        micro = chain(model, shapes, template.layers, parts)
+        constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        micro = chain(model.graph, constants, shapes, template.layers, parts)
         precision = {name: draft.candidate.precision[layer] for name, layer in micro.layers.items()}
-        return Job(micro.model, precision, draft.candidate.float_precision, micro.ranges)
+        return Job(micro.model(), precision, draft.candidate.float_precision, micro.ranges)
 
     def _windows(self, candidate: Candidate, windows: int) -> list[Draft]:
         template = self._reader.without(candidate.dropped)
@@ -107,14 +111,16 @@ class Drawer:
             parts = cut[first : first + self._random.randint(1, LONGEST)]
             inner = first + len(parts) < len(cut)
             repeats = self._random.choice(REPEATS) if inner and repeatable(shapes, parts) else 1
-            counts = self._counts(candidate, chain(template.skeleton, shapes, template.layers, parts * repeats))
-            drafts.append(Draft(candidate, first, len(parts), repeats, counts))
+            graph, constants = template.skeleton.graph, template.initializers
+            micro = chain(graph, constants, shapes, template.layers, parts * repeats)
+            drafts.append(Draft(candidate, first, len(parts), repeats, self._counts(candidate, micro)))
         return drafts
 
     def _counts(self, candidate: Candidate, micro: MicroModel) -> Counter[Column]:
         precision = {name: candidate.precision[layer] for name, layer in micro.layers.items()}
-        plan = read_plan(micro.model, micro.layers, micro.shapes, None)
-        quantized = self._reader.quantized(micro.model, precision)
+        flow = read_flow(Graph(micro.skeleton, micro.constants))
+        plan = read_plan(flow, micro.skeleton.graph, micro.layers, micro.shapes, None)
+        quantized = self._reader.rule(flow, precision)
         units = compiled_units(plan, quantized, precision, candidate.float_precision)
         return Counter((unit.kind, (unit.inputs.fixed, unit.outputs.fixed)) for unit in units)
 

@@ -1,23 +1,16 @@
 """The units a runtime compiles a network into, as far as they decide its latency.
 
-A unit is a layer with the activation that is folded into it, any other operation, or glue: a conversion between
-formats, the network's input and output, the call itself. Which tensors are quantised is asked of the backend.
+A unit is a layer with the bias and activation that are folded into it, any other operation, or glue: a conversion
+between formats, the network's input and output, the call itself. Which tensors are quantised is asked of the backend.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from math import prod
-from typing import Any
 
-import onnx
-
-from hwsearch.types import PRECISIONS, ChannelAxis, PruneGroup, SourceModel
-
-FOLDED = frozenset({"Relu", "Clip"})
-"""Operations that every runtime folds into the layer or the addition before them."""
+from hwsearch.backends.flow import Flow
+from hwsearch.types import PRECISIONS
 
 LAYER_KINDS = ("conv", "depthwise", "linear")
 
@@ -26,8 +19,6 @@ INTEGER = "int8"
 
 MOVES = frozenset({"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"})
 """Operations that move values and change none: what they make of a quantised tensor is quantised alike."""
-
-Shapes = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,24 +73,22 @@ class Unit:
     outputs: Width
 
 
-@dataclass(frozen=True, slots=True)
+CALL_UNIT = Unit(CALL, Width(1), Width(1))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Operation:
-    """One node of the float graph, with the activation folded into it.
+    """A step of a graph in everything that decides its latency but formats; equal only to itself.
 
     Attributes:
-        name: Of the node; a layer's name if it has weights.
         unit, window, size: As in `Kind`; the size is that of the largest tensor it reads.
-        reads: Tensors it computes from, constants left out.
-        writes: The tensor it leaves, past the folded activation.
-        outlet_size: What one channel of that tensor holds.
+        inputs, outputs: Its channels.
+        outlet_size: What one channel of the tensor it leaves holds.
     """
 
-    name: str
     unit: str
     window: str
     size: str
-    reads: tuple[str, ...]
-    writes: str
     inputs: Width
     outputs: Width
     outlet_size: str
@@ -112,198 +101,86 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A float graph as its operations, in execution order."""
+    """A float graph: its steps, and the operation that each is, by name."""
 
-    operations: tuple[Operation, ...]
-    input: str
-    output: str
-
-
-def read_plan(model: onnx.ModelProto, layers: Collection[str], shapes: Shapes, source: SourceModel | None) -> Plan:
-    """The operations of `model`.
-
-    Args:
-        model: Float graph whose layers are named; weights may be missing.
-        layers: Names of its layers.
-        shapes: Of all tensors, batch first.
-        source: Says which widths depend on which prune group; None if all widths are what they are.
-    """
-    return _Reader(model.graph, frozenset(layers), shapes, source).plan()
+    flow: Flow
+    operations: Mapping[str, Operation]
 
 
-class _Reader:
-    def __init__(
-        self, graph: onnx.GraphProto, layers: frozenset[str], shapes: Shapes, source: SourceModel | None
-    ) -> None:
-        self._graph, self._layers, self._shapes = graph, layers, shapes
-        self._axes = _axes(source.groups) if source else {}
-        self._all = {group.name: group.channels for group in source.groups} if source else {}
-        self._readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-        for node in graph.node:
-            for name in node.input:
-                self._readers[name].append(node)
-        self._dynamic = {graph.input[0].name}
-        self._widths: dict[str, Width] = {}
+QUANTIZED, END = 1, 2
+"""Marks of a tensor: it lies behind a quantiser; it is the network's input or output."""
 
-    def plan(self) -> Plan:
-        source = self._graph.input[0].name
-        self._widths[source] = Width(self._shapes[source][1 if len(self._shapes[source]) == 4 else -1])
-        folded: set[str] = set()
-        operations = []
-        for node in self._graph.node:
-            reads = tuple(dict.fromkeys(name for name in node.input if name in self._dynamic))
-            if not reads:
-                continue
-            self._dynamic.update(node.output)
-            if node.name in folded:
-                continue
-            operation, activation = self._operation(node, reads)
-            folded.add(activation)
-            operations.append(operation)
-        return Plan(operations=tuple(operations), input=source, output=self._graph.output[0].name)
+Situation = tuple[Operation, str, str, tuple[int, ...], int]
+"""An operation, its format, the float format around it, and the marks of what it reads and of what it leaves.
 
-    def _operation(self, node: onnx.NodeProto, reads: tuple[str, ...]) -> tuple[Operation, str]:
-        activation = self._activation(node)
-        writes = activation.output[0] if activation else node.output[0]
-        inputs, outputs = self._channels(node, reads)
-        self._widths |= dict.fromkeys((*node.output, writes), outputs)
-        operation = Operation(
-            name=node.name,
-            unit=self._unit(node),
-            window=_window(node),
-            size=self._size(max(reads, key=lambda name: prod(self._shapes[name]))),
-            reads=reads,
-            writes=writes,
-            inputs=inputs,
-            outputs=outputs,
-            outlet_size=self._size(writes),
-        )
-        return operation, activation.name if activation else ""
-
-    def _activation(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
-        """The activation that is folded into `node`: the only reader of what it writes."""
-        readers = self._readers[node.output[0]]
-        foldable = node.name in self._layers or node.op_type == "Add"
-        return readers[0] if foldable and len(readers) == 1 and readers[0].op_type in FOLDED else None
-
-    def _unit(self, node: onnx.NodeProto) -> str:
-        if node.name not in self._layers:
-            return str(node.op_type)
-        if node.op_type != "Conv":
-            return "linear"
-        return "depthwise" if _attribute(node, "group", 1) > 1 else "conv"
-
-    def _channels(self, node: onnx.NodeProto, reads: tuple[str, ...]) -> tuple[Width, Width]:
-        """Widths of what a node reads and writes; an operation without weights hands on what it reads."""
-        if node.name not in self._layers:
-            widths = [self._widths[name] for name in reads]
-            joined = _joined(widths) if node.op_type == "Concat" else max(widths, key=lambda width: len(width.groups))
-            return joined, joined
-        axis = 1 if node.op_type == "Conv" else -1
-        outputs = self._layer_width(node.name, "out", self._shapes[node.output[0]][axis])
-        if self._unit(node) == "depthwise":
-            return outputs, outputs
-        return self._layer_width(node.name, "in", self._shapes[node.input[0]][axis]), outputs
-
-    def _layer_width(self, layer: str, side: str, channels: int) -> Width:
-        axes = self._axes.get((layer, side), ())
-        pruned = sum(group.channels * axis.repeat for group, axis in axes)
-        return Width(channels - pruned, tuple((group.name, axis.repeat) for group, axis in axes))
-
-    def _size(self, tensor: str) -> str:
-        shape = self._shapes[tensor]
-        if len(shape) == 4:
-            return f"{shape[2]}x{shape[3]}"
-        return f"{prod(shape[1:]) / max(1, self._widths[tensor].channels(self._all)):g}"
+All that its units depend on: equal situations compile to equal units, whatever the rest of the network is.
+"""
 
 
-def compiled_units(
+def situations(
     plan: Plan, quantized: Collection[str], precision: Mapping[str, str], float_precision: str
-) -> Iterator[Unit]:
-    """The units of a plan under a precision per layer, in execution order; the call comes first.
+) -> list[Situation]:
+    """What every operation of a plan meets under a precision per layer, in execution order.
 
     Args:
-        plan: From `read_plan`.
+        plan: From `plan.read_plan`.
         quantized: Tensors the backend puts a quantise/dequantise pair on.
         precision: Layer -> precision.
         float_precision: Format of everything that is not quantised.
     """
-    quantized = _with_passed_on(plan, quantized)
-    formats = {o.name: _format(o, quantized, precision, float_precision) for o in plan.operations}
-    yield Unit(CALL, Width(1), Width(1))
-    for operation in plan.operations:
-        chosen = formats[operation.name]
-        for tensor in operation.reads:
-            if tensor == plan.input and operation.is_layer:
-                yield _glue("input", operation.size, chosen, operation.inputs)
-            elif tensor in quantized and not _integer(chosen):
-                yield _glue("dequantize", operation.size, float_precision, operation.inputs)
-        window = operation.window if operation.is_layer else _company(operation, plan, quantized, chosen)
-        yield Unit(Kind(operation.unit, window, operation.size, chosen), operation.inputs, operation.outputs)
-        if operation.writes == plan.output:
-            yield _glue("output", operation.outlet_size, chosen, operation.outputs)
-        elif operation.writes in quantized and not _integer(chosen):
-            yield _glue("quantize", operation.outlet_size, float_precision, operation.outputs)
+    flow, operations = plan.flow, plan.operations
+    marks = dict.fromkeys(quantized, QUANTIZED)
+    for end in (flow.input, flow.output):
+        marks[end] = marks.get(end, 0) | END
+    mark = marks.get
+    found: list[Situation] = []
+    for step in flow.steps:
+        if step.op in MOVES and mark(step.reads[0], 0) & QUANTIZED and step.leaves != flow.output:
+            marks[step.leaves] = QUANTIZED  # a backend need not name it
+        reads, leaves = tuple([mark(name, 0) for name in step.reads]), mark(step.leaves, 0)
+        chosen = precision.get(step.name)
+        if chosen is None:
+            enclosed = leaves & QUANTIZED and all(place & QUANTIZED for place in reads)
+            chosen = INTEGER if enclosed else float_precision
+        found.append((operations[step.name], chosen, float_precision, reads, leaves))
+    return found
 
 
-def _company(operation: Operation, plan: Plan, quantized: Collection[str], chosen: str) -> str:
+def units_of(situation: Situation) -> Iterator[Unit]:
+    """What an operation compiles to: itself, and the glue around it."""
+    operation, chosen, float_precision, reads, leaves = situation
+    integer = PRECISIONS[chosen].integer
+    for place in reads:
+        if place & END and operation.is_layer:
+            yield _glue("input", operation.size, chosen, operation.inputs)
+        elif place & QUANTIZED and not integer:
+            yield _glue("dequantize", operation.size, float_precision, operation.inputs)
+    window = operation.window if operation.is_layer else _company(operation, reads, integer=integer)
+    yield Unit(Kind(operation.unit, window, operation.size, chosen), operation.inputs, operation.outputs)
+    if leaves & END:
+        yield _glue("output", operation.outlet_size, chosen, operation.outputs)
+    elif leaves & QUANTIZED and not integer:
+        yield _glue("quantize", operation.outlet_size, float_precision, operation.outputs)
+
+
+def compiled_units(
+    plan: Plan, quantized: Collection[str], precision: Mapping[str, str], float_precision: str
+) -> list[Unit]:
+    """The units of a whole plan, the call first; arguments as of `situations`."""
+    met = situations(plan, quantized, precision, float_precision)
+    return [CALL_UNIT, *(unit for situation in met for unit in units_of(situation))]
+
+
+def _company(operation: Operation, reads: tuple[int, ...], *, integer: bool) -> str:
     """What keeps an operation without weights from fusing with what comes before it.
 
     ``first`` if it reads the network's input, ``mixed`` if it is a float one that reads something quantised.
     """
-    if plan.input in operation.reads:
+    if any(place & END for place in reads):
         return "first"
-    mixed = not _integer(chosen) and any(tensor in quantized for tensor in operation.reads)
+    mixed = not integer and any(place & QUANTIZED for place in reads)
     return "mixed" if mixed else operation.window
-
-
-def _with_passed_on(plan: Plan, quantized: Collection[str]) -> set[str]:
-    """`quantized`, and what operations that only move values make of it (a backend need not name those)."""
-    found = set(quantized)
-    for operation in plan.operations:
-        if operation.unit in MOVES and operation.reads[0] in found and operation.writes != plan.output:
-            found.add(operation.writes)
-    return found
-
-
-def _format(
-    operation: Operation, quantized: Collection[str], precision: Mapping[str, str], float_precision: str
-) -> str:
-    if operation.is_layer:
-        return precision[operation.name]
-    enclosed = operation.writes in quantized and all(name in quantized for name in operation.reads)
-    return INTEGER if enclosed else float_precision
-
-
-def _integer(precision: str) -> bool:
-    return PRECISIONS[precision].integer
 
 
 def _glue(unit: str, size: str, precision: str, width: Width) -> Unit:
     return Unit(Kind(unit, "", size, precision), width, width)
-
-
-def _joined(widths: Iterable[Width]) -> Width:
-    widths = list(widths)
-    return Width(sum(width.fixed for width in widths), tuple(group for width in widths for group in width.groups))
-
-
-def _axes(groups: Iterable[PruneGroup]) -> dict[tuple[str, str], list[tuple[PruneGroup, ChannelAxis]]]:
-    """(layer, side) -> the groups whose channels its axis counts."""
-    found: dict[tuple[str, str], list[tuple[PruneGroup, ChannelAxis]]] = defaultdict(list)
-    for group in groups:
-        for axis in group.axes:
-            found[axis.module, axis.side].append((group, axis))
-    return found
-
-
-def _window(node: onnx.NodeProto) -> str:
-    """Kernel and stride, e.g. ``3x3/2``; empty for operations without a window."""
-    kernel, strides = _attribute(node, "kernel_shape", ()), _attribute(node, "strides", ())
-    stride = max(strides, default=1)
-    return "x".join(map(str, kernel)) + (f"/{stride}" if stride > 1 else "")
-
-
-def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
-    found = next((attribute for attribute in node.attribute if attribute.name == name), None)
-    return default if found is None else onnx.helper.get_attribute_value(found)

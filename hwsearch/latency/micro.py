@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto, helper
 
-from hwsearch.latency.kernels import FOLDED, MOVES, Shapes
+from hwsearch.backends.rewrite import ACTIVATIONS
+from hwsearch.latency.kernels import MOVES
+from hwsearch.latency.plan import Shapes
 from hwsearch.types import TensorRange
 
 OPSET = 20
@@ -35,16 +37,25 @@ class MicroModel:
     """A float model to measure.
 
     Attributes:
-        model: Input ``input``, output ``output``.
+        skeleton: The model without its constants; input ``input``, output ``output``.
+        constants: What it reads by name; the tensors themselves are named as in the network.
         layers: Layer of the model -> layer of the network it is a copy of.
         shapes: Of every tensor, batch first.
         ranges: A plausible range for every tensor; what matters is which of them hold nothing negative.
     """
 
-    model: onnx.ModelProto
+    skeleton: onnx.ModelProto
+    constants: dict[str, TensorProto]
     layers: dict[str, str]
     shapes: dict[str, tuple[int, ...]]
     ranges: dict[str, TensorRange]
+
+    def model(self) -> onnx.ModelProto:
+        """The model with its constants."""
+        complete = onnx.ModelProto()
+        complete.CopyFrom(self.skeleton)
+        complete.graph.initializer.extend(_renamed(tensor, name) for name, tensor in self.constants.items())
+        return complete
 
 
 def pieces(graph: onnx.GraphProto, layers: Collection[str]) -> list[Piece]:
@@ -73,19 +84,32 @@ def _cuts(graph: onnx.GraphProto, constants: Collection[str]) -> Iterator[tuple[
         live = {name for name in live if last_reader.get(name, -1) > i}
         if len(live) == 1:
             (name,) = live
-            if first_reader[name].op_type not in FOLDED:
+            if first_reader[name].op_type not in ACTIVATIONS:
                 yield i, name
 
 
-def chain(network: onnx.ModelProto, shapes: Shapes, layers: Collection[str], parts: Sequence[Piece]) -> MicroModel:
-    """A model of `parts` one after the other; equal parts get tensors and weights of their own."""
-    constants = {tensor.name: tensor for tensor in network.graph.initializer}
+def chain(
+    network: onnx.GraphProto,
+    constants: Mapping[str, TensorProto],
+    shapes: Shapes,
+    layers: Collection[str],
+    parts: Sequence[Piece],
+) -> MicroModel:
+    """A model of `parts` one after the other; equal parts get tensors and weights of their own.
+
+    Args:
+        network: The parts come from here.
+        constants: Its initialisers.
+        shapes: Of its tensors.
+        layers: Names of its layers.
+        parts: In the order in which they run.
+    """
     nodes: list[onnx.NodeProto] = []
-    stored: list[TensorProto] = []
+    stored: dict[str, TensorProto] = {}
     found: dict[str, str] = {}
     all_shapes: dict[str, tuple[int, ...]] = {}
     ranges: dict[str, TensorRange] = {}
-    network_ranges = plausible_ranges(network.graph)
+    network_ranges = plausible_ranges(network)
     tensor = "input"
     for i, part in enumerate(parts):
         last = i + 1 == len(parts)
@@ -100,10 +124,10 @@ def chain(network: onnx.ModelProto, shapes: Shapes, layers: Collection[str], par
             nodes.append(copy)
             if node.name in layers:
                 found[copy.name] = node.name
-        stored += [_renamed(constants[name], new) for name, new in names.items() if name in constants]
+        stored |= {new: constants[name] for name, new in names.items() if name in constants}
         all_shapes |= {new: tuple(shapes[name]) for name, new in names.items() if name in shapes}
         ranges |= {new: network_ranges[name] for name, new in names.items() if name in network_ranges}
-    return MicroModel(_model(nodes, stored, all_shapes), found, all_shapes, ranges)
+    return MicroModel(_skeleton(nodes, all_shapes), stored, found, all_shapes, ranges)
 
 
 def plausible_ranges(graph: onnx.GraphProto) -> dict[str, TensorRange]:
@@ -116,7 +140,7 @@ def plausible_ranges(graph: onnx.GraphProto) -> dict[str, TensorRange]:
     for node in graph.node:
         names += node.output
         inputs = [name for name in node.input if name in names]
-        if node.op_type in FOLDED or (node.op_type in KEEPS_SIGN and positive.issuperset(inputs)):
+        if node.op_type in ACTIVATIONS or (node.op_type in KEEPS_SIGN and positive.issuperset(inputs)):
             positive.update(node.output)
     return {name: TensorRange(low=0.0 if name in positive else -LARGEST, high=LARGEST) for name in names}
 
@@ -133,11 +157,9 @@ def _renamed(tensor: TensorProto, name: str) -> TensorProto:
     return copy
 
 
-def _model(
-    nodes: Sequence[onnx.NodeProto], stored: Sequence[TensorProto], shapes: Mapping[str, tuple[int, ...]]
-) -> onnx.ModelProto:
+def _skeleton(nodes: Sequence[onnx.NodeProto], shapes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:
     values = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", *shapes[name][1:]]) for name in ("input", "output")
     ]
-    graph = helper.make_graph(nodes, "micro", values[:1], values[1:], initializer=stored)
+    graph = helper.make_graph(nodes, "micro", values[:1], values[1:])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from hwsearch.errors import ConfigError
 from hwsearch.latency.fit import Entry
 from hwsearch.latency.grid import Axes, axes_of
-from hwsearch.latency.kernels import LAYER_KINDS, Kind, Node, Unit
+from hwsearch.latency.kernels import CALL_UNIT, LAYER_KINDS, Column, Kind, Node, Situation, Unit, units_of
 from hwsearch.latency.network import NetworkUnits
 from hwsearch.latency.residual import Residual
 from hwsearch.types import Candidate
 
 CORRECTED = (*LAYER_KINDS, "Add", "quantize", "dequantize")  # each with its precision; all else is one class
 MOST_FAMILIES = 32
-MOST_PATTERNS = 4096  # combinations of dropped branches and precisions kept in memory
 
 
 class CostTable:
@@ -53,13 +52,16 @@ class CostTable:
 
 
 @dataclass(slots=True)
-class _PricedUnit:
-    """A unit of the network and what it has cost at the widths asked so far."""
+class _Priced:
+    """What an operation compiles to in one situation, and what that has cost at the widths asked so far."""
 
-    unit: Unit
+    units: tuple[Unit, ...]
     groups: tuple[str, ...]
-    family: int
-    known: dict[tuple[int, ...], tuple[Node, float, float]] = field(default_factory=dict)
+    known: dict[tuple[int, ...], list[_Cost]] = field(default_factory=dict)
+
+
+_Cost = tuple[int, float, int, float]
+"""Family of a unit, its latency, the number of the entry it comes from, and that entry's standard error."""
 
 
 class Predictor:
@@ -73,10 +75,11 @@ class Predictor:
 
     def __init__(self, costs: CostTable, reader: NetworkUnits, model_error: float) -> None:
         self._costs, self._reader = costs, reader
-        self._patterns: dict[object, list[_PricedUnit]] = {}
-        self._units: dict[Unit, _PricedUnit] = {}
+        self._priced: dict[Situation, _Priced] = {}
         self._families: dict[tuple[str, ...], int] = {}
+        self._entries: dict[Column, int] = {}
         self._residual = Residual(MOST_FAMILIES, model_error)
+        self._call = self._prices(_priced([CALL_UNIT]), ())
 
     def __call__(self, candidate: Candidate) -> tuple[float, float]:
         """Latency and its standard error, both in ms.
@@ -99,36 +102,36 @@ class Predictor:
         """
         keep = {**self._reader.full, **candidate.keep}
         totals = [0.0] * MOST_FAMILIES
-        errors: dict[tuple[int, Node], float] = defaultdict(float)
-        for priced in self._pattern(candidate):
-            key = tuple([keep[name] for name in priced.groups])
-            node, cost, sigma = priced.known.get(key) or self._price(priced, key, keep)
-            totals[priced.family] += cost
-            errors[id(priced.unit.kind), node] += sigma
+        errors: dict[int, float] = defaultdict(float)
+        costs = list(self._call)
+        for situation in self._reader.situations(candidate):
+            priced = self._priced.get(situation)
+            if priced is None:
+                priced = self._priced[situation] = _priced(units_of(situation))
+            widths = tuple([keep[name] for name in priced.groups])
+            costs += priced.known.get(widths) or self._prices(priced, widths)
+        for family, latency, entry, sigma in costs:
+            totals[family] += latency
+            errors[entry] += sigma
         return totals, sum([error * error for error in errors.values()])
 
-    def _price(self, priced: _PricedUnit, key: tuple[int, ...], keep: Mapping[str, int]) -> tuple[Node, float, float]:
-        node = (priced.unit.inputs.channels(keep), priced.unit.outputs.channels(keep))
-        entry = self._costs.cost(priced.unit.kind, node)
-        priced.known[key] = (node, entry.latency_us, entry.sigma_us)
-        return priced.known[key]
-
-    def _pattern(self, candidate: Candidate) -> list[_PricedUnit]:
-        """The candidate's units; the same for all candidates that differ in widths only."""
-        key = (candidate.dropped, tuple(candidate.precision.items()))
-        found = self._patterns.get(key)
-        if found is None:
-            if len(self._patterns) >= MOST_PATTERNS:
-                self._patterns.clear()
-            found = self._patterns[key] = [self._priced(unit) for unit in self._reader.units(candidate)]
+    def _prices(self, priced: _Priced, widths: tuple[int, ...]) -> list[_Cost]:
+        keep = dict(zip(priced.groups, widths, strict=True))
+        found = []
+        for unit in priced.units:
+            column = (unit.kind, (unit.inputs.channels(keep), unit.outputs.channels(keep)))
+            entry = self._costs.cost(*column)
+            family = self._families.setdefault(family_of(unit.kind), min(len(self._families), MOST_FAMILIES - 1))
+            number = self._entries.setdefault(column, len(self._entries))
+            found.append((family, entry.latency_us, number, entry.sigma_us))
+        priced.known[widths] = found
         return found
 
-    def _priced(self, unit: Unit) -> _PricedUnit:
-        if unit not in self._units:
-            groups = tuple(dict.fromkeys(name for width in (unit.inputs, unit.outputs) for name, _ in width.groups))
-            family = self._families.setdefault(family_of(unit.kind), min(len(self._families), MOST_FAMILIES - 1))
-            self._units[unit] = _PricedUnit(unit, groups, family)
-        return self._units[unit]
+
+def _priced(units: Iterable[Unit]) -> _Priced:
+    units = tuple(units)
+    groups = (name for unit in units for width in (unit.inputs, unit.outputs) for name, _ in width.groups)
+    return _Priced(units, tuple(dict.fromkeys(groups)))
 
 
 def family_of(kind: Kind) -> tuple[str, ...]:

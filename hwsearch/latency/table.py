@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hwsearch.backends.base import get_backend
 from hwsearch.errors import ConfigError
 from hwsearch.latency.files import Entries, Manifest, TableCheck, read_entries, read_table, write_table
 from hwsearch.latency.fit import Entry
 from hwsearch.latency.kernels import Kind, Node
-from hwsearch.latency.network import NetworkUnits, integer_flow
+from hwsearch.latency.network import NetworkUnits, quantizer_rule
 from hwsearch.latency.predictor import CostTable, Predictor
 from hwsearch.types import Device, SourceModel, Target
 
@@ -68,14 +67,13 @@ class LatencyTable:
         """What predicts candidates of a network; it refuses one for which the table lacks an entry.
 
         Raises:
-            ConfigError: the table is for another batch size.
+            ConfigError: the table is for another batch size, or the backend is not one that tables are made for.
         """
         if target.batch != self.manifest.batch:
             raise ConfigError(
                 f"the latency table {self.folder} is for batch {self.manifest.batch}, the target runs {target.batch}"
             )
-        quantized = integer_flow if target.backend == "table" else get_backend(target.backend).tensors_to_observe
-        reader = NetworkUnits(source, template, quantized)
+        reader = NetworkUnits(source, template, quantizer_rule(target))
         return Predictor(CostTable(self.entries), reader, self.manifest.model_error)
 
     def checked(self, check: TableCheck) -> LatencyTable:

@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from hwsearch.backends.base import get_backend
 from hwsearch.latency.campaign import TRUTH, Progress, measure_jobs
 from hwsearch.latency.design import Drawer
 from hwsearch.latency.files import TableCheck
-from hwsearch.latency.network import NetworkUnits
+from hwsearch.latency.network import NetworkUnits, quantizer_rule
 from hwsearch.latency.predictor import Predictor
 from hwsearch.latency.table import LatencyTable
 from hwsearch.model.graph import Network
@@ -69,7 +68,7 @@ def check_table(
         EvaluationError: a model cannot be built or measured.
     """
     predictor = table.predictor(network.source, target, network.template)
-    reader = NetworkUnits(network.source, network.template, get_backend(target.backend).tensors_to_observe)
+    reader = NetworkUnits(network.source, network.template, quantizer_rule(target))
     drawer = Drawer(network, space, reader, seed)
     candidates = [*_stratified(drawer, predictor, models), *extra]
     references = list(baselines(space).values())
