@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -51,10 +52,10 @@ def find_groups(
         template: The template of `module`.
     """
     try:
-        proposals = _Proposals(module, example)
+        with _lenient_reshapes():
+            groups, refused = _Proposals(module, example).collect(template.layers, find_heads(template))
     except Exception as error:  # noqa: BLE001  (any failure of the library means only that nothing is offered)
         return (), (f"no channels can be pruned: torch-pruning cannot follow the network ({root_cause(error)})",)
-    groups, refused = proposals.collect(template.layers, find_heads(template))
     groups = with_sound_shapes(groups, refused, module, template)
     trial = Trial.of(module, example)
     groups = with_narrow_attention(groups, refused, trial)
@@ -119,10 +120,9 @@ class _Proposals:
 
     def _removing(self, module: nn.Module, channel: int) -> _Removal:
         """What goes when one output channel of `module` goes."""
-        pruner = self._graph.get_pruner_of_module(module)
         found: dict[Axis, set[int]] = defaultdict(set)
         crosses_add = False
-        for item in self._graph.get_pruning_group(module, pruner.prune_out_channels, [channel]):
+        for item in self._tied(module, channel):
             target, handler = item.dep.target.module, item.dep.handler
             if target in self._parameters:
                 raise _Refusal(f"parameter `{self._parameters[target]}` holds its channels")
@@ -133,6 +133,14 @@ class _Proposals:
             self._check(target, side)
             found[self._names[target], side].update(item.idxs)
         return _Removal({axis: sorted(entries) for axis, entries in found.items()}, crosses_add)
+
+    def _tied(self, module: nn.Module, channel: int) -> Sequence[Any]:
+        pruner = self._graph.get_pruner_of_module(module)
+        try:
+            tied: Sequence[Any] = list(self._graph.get_pruning_group(module, pruner.prune_out_channels, [channel]))
+        except IndexError:  # the library lost count, as it does behind a channel shuffle
+            raise _Refusal("its channels pass a shuffle or another reshape that cannot be followed") from None
+        return tied
 
     def _check(self, target: nn.Module, side: str) -> None:
         name = self._names[target]
@@ -148,6 +156,28 @@ class _Proposals:
         state = self._modules[axis.module].state_dict()
         dim = 1 if axis.side == "in" else 0
         return min((tensor.shape[dim] for tensor in state.values() if tensor.dim() > dim), default=0)
+
+
+@contextmanager
+def _lenient_reshapes() -> Iterator[None]:
+    """Within the context torch-pruning leaves reshapes alone that it fails on, such as channel shuffles.
+
+    It divides by the number of channels behind them, which it sometimes takes for zero, and would give up the whole
+    network. What then is proposed wrongly does not pass the checks.
+    """
+    from torch_pruning.dependency import index_mapping
+
+    strict = index_mapping.update_reshape_index_mapping
+
+    def lenient(graph: Any, node: Any) -> None:
+        with suppress(ZeroDivisionError):
+            strict(graph, node)
+
+    index_mapping.update_reshape_index_mapping = lenient
+    try:
+        yield
+    finally:
+        index_mapping.update_reshape_index_mapping = strict
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ CHANNELS = {
 """Width -> channels of the stem, of the three stages and before the classifier (table 5 of the paper)."""
 
 UNITS = (4, 8, 4)
-"""Units of each stage."""
+"""Units of each stage (table 5 of the paper)."""
 
 
 def shufflenet_v2(classes: int = 10, *, width: float = 1.0, small: bool = True) -> ShuffleNetV2:
@@ -38,17 +38,25 @@ class ShuffleNetV2(nn.Module):
     Args:
         classes: Outputs.
         channels: Of the stem, of the three stages and before the classifier; the stages' are even.
+        units: Of each stage.
         small: For 32×32 images: the first convolution has stride 1, and no pool follows.
     """
 
-    def __init__(self, classes: int, channels: tuple[int, int, int, int, int], *, small: bool = True) -> None:
+    def __init__(
+        self,
+        classes: int,
+        channels: tuple[int, int, int, int, int],
+        *,
+        units: tuple[int, int, int] = UNITS,
+        small: bool = True,
+    ) -> None:
         super().__init__()
         stem, *stages, last = channels
         self.conv1 = conv_norm(3, stem, stride=1 if small else 2)
         self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, stride=2, padding=1)
         self.stage2, self.stage3, self.stage4 = (
-            _stage(inputs, outputs, units)
-            for inputs, outputs, units in zip((stem, *stages), stages, UNITS, strict=False)
+            _stage(inputs, outputs, count)
+            for inputs, outputs, count in zip((stem, *stages), stages, units, strict=False)
         )
         self.conv5 = conv_norm(stages[-1], last, 1)
         self.fc = nn.Linear(last, classes)
