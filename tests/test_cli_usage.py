@@ -23,6 +23,7 @@ VERBS = [
     "export",
     "front",
     "init",
+    "reparam",
     "report",
     "search",
     "show",
@@ -76,11 +77,13 @@ def test_public_names_are_pinned_sorted_and_there():
         "export",
         "load_model",
         "load_study",
+        "reparam",
         "report",
         "search",
         "verify",
     ]
-    assert all(callable(getattr(hwsearch, name)) for name in hwsearch.__all__)
+    assert all(callable(getattr(hwsearch, name)) for name in hwsearch.__all__ if name != "reparam")
+    assert callable(hwsearch.reparam.expand)
 
 
 def test_public_functions_win_over_packages_of_the_same_name():

@@ -27,6 +27,7 @@ from hwsearch.cli.front import front
 from hwsearch.cli.init import init
 from hwsearch.cli.inspect import compare, show
 from hwsearch.cli.output import FLAGS, Flags, flags, print_error, print_text
+from hwsearch.cli.reparam import reparam
 from hwsearch.cli.report import report
 from hwsearch.cli.search import search
 from hwsearch.cli.table import app as table
@@ -39,7 +40,7 @@ PANELS = {
     "Start": (demo, init, doctor),
     "Search": (check, search),
     "Look": (front, show, compare, report),
-    "Deploy": (export, verify, benchmark),
+    "Deploy": (export, verify, benchmark, reparam),
 }
 
 app = typer.Typer(

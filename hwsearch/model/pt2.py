@@ -1,4 +1,4 @@
-"""Networks saved by `torch.export.save`, with their layers turned back into modules.
+"""Networks as `torch.export` saves them: written, and read with their layers turned back into modules.
 
 An exported program calls functions (``aten.conv2d``) on parameters; pruning tools look for modules. Convolutions,
 linear layers, batch and layer norms become `nn` modules again, under their original dotted names.
@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from hwsearch.errors import ModelError
-from hwsearch.model.foreign import one_line, quiet
+from hwsearch.model.foreign import one_line, quiet, root_cause
+from hwsearch.store import atomic_write
 
 Arguments = dict[str, Any]
 
@@ -35,6 +36,27 @@ def load_pt2(path: Path) -> nn.Module:
             hint="save it with torch.export.save(torch.export.export(model.eval(), ...), path)",
         ) from error
     return _with_modules(traced)
+
+
+def save_pt2(module: nn.Module, example: Tensor, path: Path) -> None:
+    """Export `module` for inference at any batch size into a ``.pt2`` file.
+
+    Args:
+        module: In eval mode.
+        example: Input [N, ...] with N at least 2.
+        path: Where the file goes.
+
+    Raises:
+        ModelError: PyTorch cannot trace the module.
+    """
+    axes = ({0: torch.export.Dim("N", min=1)},)
+    try:
+        with quiet():
+            program = torch.export.export(module, (example,), dynamic_shapes=axes, strict=False)
+    except Exception as error:
+        raise ModelError("the model cannot be traced by torch.export", where=root_cause(error)) from error
+    with atomic_write(path) as stream:
+        torch.export.save(program, stream)
 
 
 def _with_modules(traced: fx.GraphModule) -> nn.Module:

@@ -188,7 +188,10 @@ class QARepVGG(RepBlock):
         return fold(weight + centred(pointwise, self.geometry.kernel), bias, self.norm)
 
     def take(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
-        """Become ``norm(conv(x))``: the inner norm undoes itself, and the 1×1 starts as minus the identity."""
+        """Become ``norm(conv(x))``: the inner norm undoes itself, and the 1×1 starts as minus the identity.
+
+        In training mode this holds up to what a second `eps` changes.
+        """
         copy_weights(conv, self.main.conv)
         copy_norm(norm, conv.bias, self.main.norm)
         copy_norm(norm, conv.bias, self.norm)

@@ -25,8 +25,8 @@ Weights = NDArray[np.float64]
 MAX_KURTOSIS, MAX_PEAK = 20.0, 12.0
 """Beyond either, fewer than 8 bits are not offered."""
 
-MIN_DB = 20.0
-"""A layer whose int8 weights, one scale per channel, carry more noise than this (1 % of their energy) stays float."""
+MIN_DB = 25.0
+"""A layer whose int8 weights, one scale per channel, carry more noise than this (0.3 % of their energy) stays float."""
 
 EXACT_DB = 100.0
 BITS = (8, 6, 4)
