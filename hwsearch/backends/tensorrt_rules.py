@@ -105,10 +105,11 @@ def _of_model(facts: _Facts) -> Iterator[Violation]:
             node="", rule=f"operator set {OPSETS[0]} to {OPSETS[-1]}", detail=f"the model declares {facts.opset}"
         )
     for name, kind in facts.types.items():
-        if kind in _REFUSED and not (kind == TensorProto.UINT8 and name in facts.borders):
+        owner = facts.producer.get(name) or next(iter(facts.readers[name]), None)
+        allowed = kind not in _REFUSED or (kind == TensorProto.UINT8 and name in facts.borders)
+        if owner is not None and not allowed:
             rule = "no 64-bit floats and no unsigned or 16-bit integers inside the network"
-            owner = facts.producer.get(name) or next(iter(facts.readers[name]), None)
-            yield Violation(node=owner.name if owner else "", rule=rule, detail=f"`{name}` is {_name(kind)}")
+            yield _violation(owner, rule, f"`{name}` is {_name(kind)}")
 
 
 def _of_operator(node: onnx.NodeProto, facts: _Facts) -> Iterator[Violation]:
