@@ -51,6 +51,11 @@ class Goal:
     target: Tensor
     in_sum: bool
 
+    def of_first(self, images: int) -> Goal:
+        """The part of it that belongs to the first `images`."""
+        positions = self.positions[:images]
+        return Goal(positions, self.target[: positions.numel()], self.in_sum)
+
 
 def record_goals(module: nn.Module, flow: Flow, images: Tensor, *, rows: int) -> dict[str, Goal]:
     """Layer -> goal, from one pass of the original network over `images`, a few at a time.
@@ -109,7 +114,7 @@ def refit(
     Args:
         module: Batch norm folded, channels removed.
         stale: Layers to refit; those without a goal are left as they are.
-        goals: From the original network, on the same images.
+        goals: From the original network, on the same images and perhaps more behind them.
         flow: Of the original network.
         kept: Layer -> output channels that are left, for layers that lost some.
         images: [N, ...].
@@ -190,7 +195,7 @@ class _Pass:
         return None
 
     def _fit(self, name: str, layer: Layer, inputs: Tensor, shortcut: Tensor | None = None) -> None:
-        goal = self._goals[name]
+        goal = self._goals[name].of_first(len(inputs))
         target = goal.target[:, self._kept[name]] if name in self._kept else goal.target
         groups = getattr(layer, "groups", 1)
         found = solve(

@@ -93,10 +93,14 @@ class Reconstructor:
         silence_branches(smaller, [b for b in self._source.branches if b.name in candidate.dropped], norms={})
         return smaller
 
-    def repaired(self, candidate: Candidate) -> nn.Module:
+    def repaired(self, candidate: Candidate, *, images: int | None = None) -> nn.Module:
         """The candidate without batch norms, refitted by sequential least squares.
 
         A candidate that neither loses channels nor a branch comes back unchanged.
+
+        Args:
+            candidate: What to keep and drop.
+            images: Refit on the first ones alone, in less time.
         """
         smaller = self.stitched(candidate)
         dropped = {layer for b in self._source.branches if b.name in candidate.dropped for layer in b.layers}
@@ -108,7 +112,7 @@ class Reconstructor:
             self._goals,
             self._flow,
             left,
-            self._images,
+            self._images[:images],
             ridge=self.settings.ridge,
             rectify=self.settings.rectify,
         )

@@ -30,6 +30,7 @@ def stitch(
     repair: Repair = "least_squares",
     selection: Selection = "obs",
     reconstructor: Reconstructor | None = None,
+    refit_images: int | None = None,
 ) -> CompressedModel:
     """Write the candidate's float ONNX file to `path` and describe it.
 
@@ -43,11 +44,12 @@ def stitch(
         selection: How channels are chosen, ``obs`` or ``magnitude``.
         reconstructor: What candidates of one network share, made by the caller with `calibration` and `selection`;
             without it, all of it is computed for this candidate alone.
+        refit_images: How many images least squares looks at, at most; None for the reconstructor's own number.
     """
     source, template = network.source, network.template
     if candidate.keep or candidate.dropped:
         reconstructor = reconstructor or Reconstructor(network, calibration, settings=Settings(selection=selection))
-        parameters = _repaired(network, candidate, calibration, repair, reconstructor)
+        parameters = _repaired(network, candidate, calibration, repair, reconstructor, refit_images)
     else:
         parameters = folded_parameters(network.module, template.folded)
     branches = [branch for branch in source.branches if branch.name in candidate.dropped]
@@ -76,9 +78,10 @@ def _repaired(
     calibration: NDArray[np.float32],
     repair: Repair,
     reconstructor: Reconstructor,
+    refit_images: int | None,
 ) -> dict[str, NDArray[np.float32]]:
     if repair == "least_squares":
-        return folded_parameters(reconstructor.repaired(candidate), {})
+        return folded_parameters(reconstructor.repaired(candidate, images=refit_images), {})
     if repair == "none":
         return folded_parameters(reconstructor.stitched(candidate), {})
     folded = network.template.folded

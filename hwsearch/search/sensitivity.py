@@ -24,7 +24,7 @@ from hwsearch.latency.build import target_device
 from hwsearch.model.divergence import Divergence
 from hwsearch.model.foreign import one_line
 from hwsearch.search.effects import EVERYWHERE, Effect, Kind, Sensitivity, Value, write_sensitivity
-from hwsearch.search.evaluate import Evaluator
+from hwsearch.search.evaluate import QUICK_REFIT_IMAGES, Evaluator
 from hwsearch.search.progress import Progress, Watcher
 from hwsearch.space.space import decode
 from hwsearch.types import PRECISIONS, Candidate, SearchSpace, SourceModel, from_json, to_json
@@ -177,6 +177,7 @@ def _origin(evaluator: Evaluator, space: SearchSpace, images: int) -> str:
         splits.calibrate.sha256,
         splits.search.sha256,
         images,
+        QUICK_REFIT_IMAGES,
         space.float_precisions,
         config.recover.model_dump(),
         config.quantize.model_dump(),
