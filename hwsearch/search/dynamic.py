@@ -37,6 +37,13 @@ class Frontier:
     loss: Floats
     choices: Mapping[str, Integers]
 
+    @staticmethod
+    def of(problem: Problem, resource: str, choices: Mapping[str, Integers]) -> Frontier:
+        """The frontier among some assignments, each variable an array of values."""
+        use, loss = problem.use(resource, choices), problem.loss(choices)
+        kept = unbeaten(use, loss)
+        return Frontier(problem, resource, use[kept], loss[kept], {v: values[kept] for v, values in choices.items()})
+
     def __len__(self) -> int:
         return len(self.use)
 
@@ -56,7 +63,7 @@ def frontier(problem: Problem, resource: str, *, step: float | None = None) -> F
     exact where all amounts are such multiples. The rounding of n terms amounts to about ``sqrt(n / 12)`` steps.
 
     Args:
-        problem: What to solve; time and memory grow with `Problem.cells`.
+        problem: What to solve; time and memory grow with `Problem.effort`.
         resource: The one that is traded.
         step: Default: a 2000th of the range that matters.
 
@@ -69,9 +76,7 @@ def frontier(problem: Problem, resource: str, *, step: float | None = None) -> F
     if least < most:
         found = _all(problem, resource, step or (most - least) / STEPS, most)
         known = {name: np.concatenate([known[name], found[name]]) for name in known}
-    use, loss = problem.use(resource, known), problem.loss(known)
-    kept = unbeaten(use, loss)
-    return Frontier(problem, resource, use[kept], loss[kept], {v: values[kept] for v, values in known.items()})
+    return Frontier.of(problem, resource, known)
 
 
 def unbeaten(use: Floats, loss: Floats) -> Integers:
@@ -123,7 +128,8 @@ def _all(problem: Problem, resource: str, step: float, most: float) -> Choices:
         bucket = [table for table in tables if name in table.variables]
         tables = [table for table in tables if name not in table.variables]
         tables.append(_eliminate(name, bucket, problem.sizes, bins))
-    total = _pruned(reduce(lambda a, b: _join(a, b, None, problem.sizes, bins), tables, _NOTHING))
+    tables.sort(key=lambda table: -table.points)
+    total = _pruned(reduce(lambda a, b: _join(a, _pruned(b), None, problem.sizes, bins), tables))
     points = np.flatnonzero(np.isfinite(total.loss))
     choices: Choices = {}
     total.recall(choices, points)
@@ -136,13 +142,16 @@ def _leaf(variables: tuple[str, ...], loss: Floats, amount: Integers) -> _Curves
 
 def _eliminate(name: str, bucket: Sequence[_Curves], sizes: Mapping[str, int], bins: int) -> _Curves:
     """What the tables of `bucket` amount to when variable `name` takes its best value at each point."""
-    curves = sorted((table for table in bucket if table.points > 1), key=lambda table: -table.points)
-    leaf = _added([table for table in bucket if table.points == 1], name, sizes)
+    curves = sorted((table for table in bucket if table.points > 1), key=lambda table: table.points)
+    leaves = [table for table in bucket if table.points == 1]
     if not curves:
-        return _optional(name, leaf)
-    for other in curves[1:]:
-        curves[0] = _join(curves[0], _pruned(other), None, sizes, bins)
-    return _join(curves[0], leaf, name, sizes, bins)
+        return _optional(name, _added(leaves, name, sizes))
+    joined = curves.pop()
+    if leaves or not curves:
+        curves.insert(0, _added(leaves, name, sizes))
+    while len(curves) > 1:
+        joined = _join(joined, _pruned(curves.pop()), None, sizes, bins)
+    return _join(joined, _pruned(curves[0]), name, sizes, bins)
 
 
 def _added(leaves: Sequence[_Curves], name: str, sizes: Mapping[str, int]) -> _Curves:

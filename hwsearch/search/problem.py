@@ -6,7 +6,8 @@ network). Nothing here knows of networks or devices.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -20,6 +21,12 @@ from hwsearch.errors import ConfigError
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Number = TypeVar("Number", bound=np.generic)
+
+CURVE, SHORT = 500, 10
+"""Points of typical curves: of several variables, and of the values of one that are worth their price."""
+
+AT_ONCE = 100
+"""Entries of tables that are worked off in the time of one shift of a curve."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,12 +58,14 @@ class Problem:
     @cached_property
     def order(self) -> tuple[str, ...]:
         """Variables in the order in which they are best eliminated."""
-        return elimination_order(self.sizes, [term.variables for term in self.terms])
+        scopes = [term.variables for term in self.terms]
+        orders = [elimination_order(self.sizes, scopes, sweep=sweep) for sweep in (False, True)]
+        return min(orders, key=lambda order: sum(self._efforts(order)))
 
     @cached_property
-    def cells(self) -> int:
-        """Entries of the largest table that elimination makes: how hard dynamic programming is."""
-        return max((prod(self.sizes[name] for name in scope) for scope in self._joined()), default=1)
+    def effort(self) -> int:
+        """About how often two curves are joined by dynamic programming."""
+        return sum(self._efforts(self.order))
 
     def loss(self, choices: Mapping[str, Integers]) -> Floats:
         """Loss of assignments, each variable an array of values."""
@@ -66,12 +75,17 @@ class Problem:
         """Use of a resource by assignments, each variable an array of values."""
         return _added(self.terms, choices, lambda term: term.spent(resource))
 
-    def _joined(self) -> Iterable[frozenset[str]]:
-        scopes = [frozenset(term.variables) for term in self.terms]
-        for name in self.order:
-            joined = frozenset({name}).union(*(scope for scope in scopes if name in scope))
-            scopes = [scope for scope in scopes if name not in scope] + [joined - {name}]
-            yield joined
+    def _efforts(self, order: Iterable[str]) -> Iterator[int]:
+        """Shifts of a curve that it takes to eliminate each variable; tables without curves cost next to nothing."""
+        tables = [(frozenset(term.variables), 1) for term in self.terms]
+        for name in order:
+            bucket = [table for table in tables if name in table[0]]
+            scope = frozenset({name}).union(*(variables for variables, _ in bucket))
+            cells, points = prod(self.sizes[v] for v in scope), sorted(count for _, count in bucket)
+            simple = not points or points[-1] == 1
+            left = min(self.sizes[name], SHORT) if simple else CURVE
+            tables = [table for table in tables if name not in table[0]] + [(scope - {name}, left)]
+            yield cells // AT_ONCE if simple else cells * prod(points[:-1])
 
 
 @dataclass(frozen=True)
@@ -125,34 +139,44 @@ def aligned(table: NDArray[Number], variables: Sequence[str], scope: Sequence[st
     return moved[tuple(slice(None) if v in variables else None for v in scope)]
 
 
-def elimination_order(sizes: Mapping[str, int], scopes: Iterable[Sequence[str]]) -> tuple[str, ...]:
+def elimination_order(sizes: Mapping[str, int], scopes: Sequence[Sequence[str]], *, sweep: bool) -> tuple[str, ...]:
     """Every variable, each time the one whose removal ties the fewest others together (the min-fill heuristic).
 
-    Among equals it goes on where it left off, so that a chain is followed from one end to the other, then prefers
-    small tables.
+    Variables of one term alone come first.
+
+    Args:
+        sizes: Variable -> number of its values.
+        scopes: Variables of each term.
+        sweep: Whether to go on where it left off even if that ties more together, so that a chain is followed from one
+            end to the other.
     """
     near: dict[str, set[str]] = {name: set() for name in sizes}
     for scope in scopes:
         for name in scope:
             near[name].update(set(scope) - {name})
-
-    def effort(name: str) -> tuple[int, int]:
-        fill = sum(len(near[name] - near[other]) - 1 for other in near[name])
-        return fill, prod(sizes[other] for other in near[name]) * sizes[name]
-
-    efforts = {name: effort(name) for name in near}
+    uses = Counter(name for scope in scopes for name in scope)
+    efforts = {name: _fill(name, near, sizes) for name in near}
     order: list[str] = []
     touched: set[str] = set()
     while near:
-        name = min(near, key=lambda v: (efforts[v][0], v not in touched, efforts[v][1]))
+        name = min(
+            near,
+            key=lambda v: (uses[v] > 1, (sweep and v not in touched), efforts[v][0], v not in touched, efforts[v][1]),
+        )
         order.append(name)
         touched = near.pop(name)
         for other in touched:
             near[other] |= touched
             near[other] -= {name, other}
         for other in touched.union(*(near[v] for v in touched)):
-            efforts[other] = effort(other)
+            efforts[other] = _fill(other, near, sizes)
     return tuple(order)
+
+
+def _fill(name: str, near: Mapping[str, set[str]], sizes: Mapping[str, int]) -> tuple[int, int]:
+    """How many pairs the removal of a variable ties together (twice), and the size of the table that takes."""
+    pairs = sum(len(near[name] - near[other]) - 1 for other in near[name])
+    return pairs, prod(sizes[other] for other in near[name]) * sizes[name]
 
 
 def _added(terms: Sequence[Term], choices: Mapping[str, Integers], table: Callable[[Term], Floats]) -> Floats:

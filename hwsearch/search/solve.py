@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from hwsearch.errors import ConfigError
-from hwsearch.search.dynamic import frontier
+from hwsearch.search.dynamic import Frontier, frontier
 from hwsearch.search.integer import IntegerProgram
 from hwsearch.search.problem import Problem, Solution, minimum, solution
 
-MOST_CELLS = 20_000
-"""Entries of the largest table up to which dynamic programming takes well under a second."""
+MOST_EFFORT = 50_000
+"""Up to which dynamic programming takes about a second."""
+
+GRID = 24
+"""Trade-offs found by integer programming, which solves for each of them."""
 
 
 def solve(problem: Problem, limits: Mapping[str, float]) -> Solution:
@@ -22,7 +27,7 @@ def solve(problem: Problem, limits: Mapping[str, float]) -> Solution:
     Raises:
         ConfigError: nothing meets the limits; it says by how much each is missed and which ones conflict.
     """
-    easy = problem.cells <= MOST_CELLS
+    easy = problem.effort <= MOST_EFFORT
     if easy and not limits:
         return solution(problem, minimum(problem, lambda term: term.loss), ())
     if easy and len(limits) == 1:
@@ -33,6 +38,26 @@ def solve(problem: Problem, limits: Mapping[str, float]) -> Solution:
     if found is None:
         raise _infeasible(IntegerProgram(problem), limits)
     return found
+
+
+def trade_off(problem: Problem, resource: str, limits: Mapping[str, float]) -> Frontier:
+    """Every trade-off between loss and `resource` within limits on other resources.
+
+    Only a grid of trade-offs where dynamic programming cannot be used (see `solve`).
+
+    Raises:
+        ConfigError: nothing meets the limits.
+    """
+    if problem.effort <= MOST_EFFORT and not limits:
+        return frontier(problem, resource)
+    program = IntegerProgram(problem)
+    best, least = program.least_loss(limits), program.least_use(resource, limits)
+    if best is None or least is None:
+        raise _infeasible(program, limits)
+    most = solution(problem, best.choices, [resource]).use[resource]
+    within = [program.least_loss({**limits, resource: limit}) for limit in np.linspace(least, most, GRID)]
+    found = [best.choices, *(point.choices for point in within if point is not None)]
+    return Frontier.of(problem, resource, {name: np.array([c[name] for c in found]) for name in problem.sizes})
 
 
 def _infeasible(program: IntegerProgram, limits: Mapping[str, float]) -> ConfigError:

@@ -1,0 +1,67 @@
+"""Weights and multiply-accumulates of each layer at any width, from the traced network alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hwsearch.latency.kernels import Width
+from hwsearch.types import PRECISIONS, LayerInfo, SourceModel
+
+BIAS_BITS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCounts:
+    """How the size of a layer follows from its channel counts.
+
+    Attributes:
+        inputs, outputs: Its channels, in terms of prune groups.
+        taps: Weights per pair of input and output channel (depthwise: per channel).
+        positions: Outputs per output channel: multiply-accumulates per weight.
+        op: As in `LayerInfo`.
+    """
+
+    inputs: Width
+    outputs: Width
+    taps: float
+    positions: float
+    op: str
+
+    def weights(self, inputs: int, outputs: int) -> float:
+        """Number of weights at some channel counts, without the bias."""
+        return self.taps * outputs * (1 if self.op == "depthwise" else inputs)
+
+    def macs(self, inputs: int, outputs: int) -> float:
+        """Multiply-accumulates for one example at some channel counts."""
+        return self.positions * self.weights(inputs, outputs)
+
+    def size_bytes(self, keep: Mapping[str, int], precision: str) -> float:
+        """Size of weights and bias with `keep` channels left of every prune group."""
+        inputs, outputs = self.inputs.channels(keep), self.outputs.channels(keep)
+        return (self.weights(inputs, outputs) * PRECISIONS[precision].weight_bits + outputs * BIAS_BITS) / 8
+
+
+def layer_counts(source: SourceModel) -> dict[str, LayerCounts]:
+    """Layer -> how its size follows from its channel counts."""
+    return {layer.name: _counts(layer, source) for layer in source.layers}
+
+
+def _counts(layer: LayerInfo, source: SourceModel) -> LayerCounts:
+    side = -1 if layer.op == "linear" else 0
+    full_in, full_out = layer.in_shape[side], layer.out_shape[side]
+    weights = layer.params - full_out
+    pairs = full_out if layer.op == "depthwise" else full_in * full_out
+    return LayerCounts(
+        inputs=_width(layer.name, "in", full_in, source),
+        outputs=_width(layer.name, "out", full_out, source),
+        taps=weights / pairs,
+        positions=layer.macs / weights,
+        op=layer.op,
+    )
+
+
+def _width(layer: str, side: str, channels: int, source: SourceModel) -> Width:
+    tied = [(g, a.repeat) for g in source.groups for a in g.axes if (a.module, a.side) == (layer, side)]
+    pruned = sum(group.channels * repeat for group, repeat in tied)
+    return Width(channels - pruned, tuple((group.name, repeat) for group, repeat in tied))

@@ -1,0 +1,229 @@
+"""From a network with its sensitivities and prices to the solver's problem, and from its solutions to candidates.
+
+The problem has one variable per segment (its option), one between neighbouring segments (what is handed on, see
+`transitions`), one per prune group that spans segments (its width) and one for the float format. Loss is additive over
+segments and spanning groups; latency is what the units cost, so that their sum is the prediction for the whole.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from hwsearch.search.counts import layer_counts
+from hwsearch.search.pieces import LATENCY, PieceBuilder, option_variable, state_variable, width_variable
+from hwsearch.search.prices import PriceList, Prices, groups_of, in_format
+from hwsearch.search.problem import Floats, Integers, Problem, Term
+from hwsearch.search.segments import FLOAT, Loss, Option, Segment, assembled, segments_of
+from hwsearch.search.solve import solve, trade_off
+from hwsearch.search.transitions import Explorer, Units
+from hwsearch.space.space import baselines, decode, dimensions
+from hwsearch.types import Candidate, SearchSpace, SourceModel
+
+PROBES = 48
+
+
+class Pricing:
+    """A network's choices with their losses and prices.
+
+    Args:
+        source: The network.
+        space: What may be chosen.
+        listed: What units cost and what whole candidates are predicted to take.
+        loss: How much a single choice hurts: kind ``keep`` (group, channels), ``drop`` (branch, 1) or ``precision``
+            (layer, name). It is not asked for choices that change nothing.
+
+    Raises:
+        ConfigError: the prices or sensitivities lack something the space offers.
+    """
+
+    def __init__(self, source: SourceModel, space: SearchSpace, listed: PriceList, loss: Loss) -> None:
+        self._source, self._space, self._listed, self._loss = source, space, listed, loss
+        self._formats = space.float_precisions[::-1]
+        self._segments = segments_of(source, space)
+        inner = {group for segment in self._segments for group in segment.groups}
+        self._spanning = [group for group in space.widths if group not in inner]
+        self._widths = {group: widths[::-1] for group, widths in space.widths.items()}
+        self._transitions = Explorer(listed.units, source, space, self._segments).explore()
+        full = {group.name: group.channels for group in source.groups}
+        self._prices = Prices(listed, self._widths, full, _probes(source, space))
+        self._builder = PieceBuilder(
+            self._prices, layer_counts(source), self._widths, full, self._formats, self._option_loss
+        )
+        self._prices.refresh()
+        self._update()
+
+    @cached_property
+    def segments(self) -> tuple[str, ...]:
+        """What has a weight of its own: segments with a choice, and ``keep:<group>`` for groups that span several."""
+        several = len(self._formats) > 1
+        chosen = [piece.segment.name for piece in self._pieces if several or len(piece.options) > 1]
+        return (*chosen, *map(width_variable, self._spanning))
+
+    def features(self, candidate: Candidate) -> Floats:
+        """Loss of a candidate per entry of `segments`; their weighted sum is its loss."""
+        floating, named = candidate.float_precision, {segment.name: segment for segment in self._segments}
+        found = {name: self._option_loss(s, s.chosen(candidate, self._space), floating) for name, s in named.items()}
+        for group in self._spanning:
+            found[width_variable(group)] = self._width_loss(group, candidate.keep.get(group, self._widths[group][0]))
+        return np.array([found[name] for name in self.segments])
+
+    def predicted_ms(self, candidate: Candidate) -> float:
+        """Latency of a whole candidate."""
+        return self._listed.predict(candidate)[0]
+
+    def surrogate(self, candidate: Candidate, weights: Floats) -> float:
+        """Loss of a candidate: the weighted sum of its features."""
+        return float(self.features(candidate) @ weights)
+
+    def price_ms(self, candidate: Candidate) -> float:
+        """Latency of a candidate of the space as the solver sees it; the prediction for the whole is what counts."""
+        floating = self._formats.index(candidate.float_precision) if len(self._formats) > 1 else 0
+        at = {g: self._widths[g].index(candidate.keep.get(g, self._widths[g][0])) for g in self._spanning}
+        total = sum(float(cost[(floating, *(at[g] for g in groups))]) for groups, cost in self._shared.items())
+        state = 0
+        for piece in self._pieces:
+            chosen = piece.options.index(piece.segment.chosen(candidate, self._space))
+            total += float(piece.latency[(state, chosen, floating, *(at[g] for g in piece.spans))])
+            state = int(piece.after[state, chosen])
+        return total
+
+    def chart(self, weights: Floats, limits: Mapping[str, float] | None = None) -> Chart:
+        """The best candidate at every latency, when the losses of `segments` count `weights` times.
+
+        Prices first follow what the predictor has learnt since the last call; nothing is probed again.
+
+        Args:
+            weights: One per entry of `segments`, positive.
+            limits: On ``size_bytes``: of the weights and biases.
+
+        Raises:
+            ConfigError: nothing meets the limits.
+        """
+        if self._prices.refresh():
+            self._update()
+        found = trade_off(self.problem(weights), LATENCY, limits or {})
+        return Chart(weights=weights, latency_ms=found.use, loss=found.loss, _pricing=self, _choices=found.choices)
+
+    def solve_for(self, limit_ms: float, weights: Floats) -> Candidate:
+        """The candidate with the least loss whose predicted latency is within `limit_ms`.
+
+        Raises:
+            ConfigError: there is none; it says what is the least possible.
+        """
+        chart = self.chart(weights)
+        row = chart.within(limit_ms)
+        return self.best(weights, {LATENCY: limit_ms}) if row is None else chart.candidate(row)
+
+    def best(self, weights: Floats, limits: Mapping[str, float]) -> Candidate:
+        """The candidate with the least loss within limits on priced ``latency_ms`` and ``size_bytes``.
+
+        Raises:
+            ConfigError: nothing meets them; it says by how much each is missed and which ones conflict.
+        """
+        return self.candidate(solve(self.problem(weights), limits).choices)
+
+    def problem(self, weights: Floats) -> Problem:
+        """The solver's problem when the losses of `segments` count `weights` times."""
+        weight = dict(zip(self.segments, weights.tolist(), strict=True))
+        states = [*(piece.after.shape[0] for piece in self._kept), int(self._kept[-1].after.max()) + 1]
+        sizes = {state_variable(i): count for i, count in enumerate(states)}
+        sizes |= {option_variable(piece.segment): len(piece.options) for piece in self._kept}
+        sizes |= {width_variable(group): len(self._widths[group]) for group in self._spanning}
+        sizes[FLOAT] = len(self._formats)
+        terms = [
+            piece.term(i, states[i + 1], weight.get(piece.segment.name, 1.0)) for i, piece in enumerate(self._kept)
+        ]
+        for groups, cost in self._shared.items():
+            variables = (FLOAT, *map(width_variable, groups))
+            terms.append(Term(variables, np.zeros(cost.shape), {LATENCY: cost}))
+        for group in self._spanning:
+            name = width_variable(group)
+            losses = [self._width_loss(group, kept) for kept in self._widths[group]]
+            terms.append(Term((name,), weight[name] * np.array(losses), {}))
+        return Problem(sizes, tuple(terms))
+
+    def candidate(self, choices: Mapping[str, int]) -> Candidate:
+        """What values of the problem's variables stand for."""
+        chosen = ((piece.segment, piece.options[choices[option_variable(piece.segment)]]) for piece in self._kept)
+        widths = {group: self._widths[group][choices[width_variable(group)]] for group in self._spanning}
+        return assembled(self._source, self._space, chosen, widths, self._formats[choices[FLOAT]])
+
+    def _update(self) -> None:
+        """Price everything."""
+        inner = {group: segment.name for segment in self._segments for group in segment.groups}
+        bases: dict[str, Units] = defaultdict(Counter)
+        shared: dict[tuple[str, ...], Units] = defaultdict(Counter)
+        for unit, count in self._transitions.base.items():
+            owner = next((inner[group] for group in groups_of(unit) if group in inner), None)
+            if owner is not None:
+                bases[owner][unit] = count
+            else:
+                shared[tuple(group for group in groups_of(unit) if group in self._widths)][unit] = count
+        wide = self._formats[0]
+        self._shared = {
+            groups: np.stack([self._prices.table(in_format(units, f, wide), groups) for f in self._formats])
+            for groups, units in shared.items()
+        }
+        self._pieces = [
+            self._builder.piece(segment, segment.options(self._space), step, bases[segment.name])
+            for segment, step in zip(self._segments, self._transitions.steps, strict=True)
+        ]
+        self._kept = [piece.without_dominated() for piece in self._pieces]
+
+    def _option_loss(self, segment: Segment, option: Option, float_format: str) -> float:
+        return segment.loss(option, float_format, self._space, self._loss)
+
+    def _width_loss(self, group: str, kept: int) -> float:
+        return self._loss("keep", group, kept) if kept < self._widths[group][0] else 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Chart:
+    """The best candidates under one set of weights, the fastest first.
+
+    Attributes:
+        weights: Of the pricing's segments.
+        latency_ms: Of each candidate, as priced; ascending.
+        loss: Weighted sum of each candidate's features; descending.
+    """
+
+    weights: Floats
+    latency_ms: Floats
+    loss: Floats
+    _pricing: Pricing
+    _choices: Mapping[str, Integers]
+
+    def __len__(self) -> int:
+        return len(self.latency_ms)
+
+    def candidate(self, row: int) -> Candidate:
+        """One of the candidates."""
+        return self._pricing.candidate({name: int(values[row]) for name, values in self._choices.items()})
+
+    def within(self, limit_ms: float) -> int | None:
+        """The last row whose latency, predicted for the whole, is within a limit; None if there is none.
+
+        The search begins where the prices say, and ends a row or so from there where they agree with the predictions.
+        """
+        row = int(np.searchsorted(self.latency_ms, limit_ms, side="right")) - 1
+        while row + 1 < len(self) and self._predicted(row + 1) <= limit_ms:
+            row += 1
+        while row >= 0 and self._predicted(row) > limit_ms:
+            row -= 1
+        return row if row >= 0 else None
+
+    def _predicted(self, row: int) -> float:
+        return self._pricing.predicted_ms(self.candidate(row))
+
+
+def _probes(source: SourceModel, space: SearchSpace) -> list[Candidate]:
+    """Candidates all over the space, to see what the predictor makes of each family of units."""
+    rng = np.random.default_rng(0)
+    listed = dimensions(space)
+    drawn = [decode(space, source, {d.name: int(rng.integers(d.size)) for d in listed}) for _ in range(PROBES)]
+    return [*baselines(space).values(), *drawn]
