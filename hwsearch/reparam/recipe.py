@@ -52,7 +52,9 @@ def retrained(
             "`reparam` trains, and the study's data have no training examples",
             hint="give train and test pools, or one set, instead of ready splits",
         )
-    expanded = expand(model, config.kind, layers=config.layers, fresh=config.fresh, **config.options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        expanded = expand(model, config.kind, layers=config.layers, fresh=config.fresh, **config.options)
     path = folder / f"{_key(model, config, examples)}.pt"
     if path.exists():
         merged = merge(expanded)

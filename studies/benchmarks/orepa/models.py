@@ -52,7 +52,5 @@ def variants(name, width):
     return {
         "plain": plain,
         "dbb": expand(plain, "dbb", layers=["*.convs.*"], fresh=True),
-        "orepa": expand(
-            expand(plain, "orepa_stack", layers=["0.0"], fresh=True), "orepa", fresh=True, squeeze="always"
-        ),
+        "orepa": expand(expand(plain, "orepa_stack", layers=["0.0"], fresh=True), "orepa", fresh=True),
     }
