@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from scipy.interpolate import PchipInterpolator
 from scipy.optimize import isotonic_regression
 
 from hwsearch.errors import ConfigError, did_you_mean
@@ -129,7 +128,7 @@ def is_float(value: Value) -> bool:
 
 
 def _at_width(found: Mapping[Value, Effect], width: int) -> tuple[float, float]:
-    """Loss at a width: shape-preserving cubic through the measured ones, made to fall from narrow to wide."""
+    """Loss at a width, between the measured ones, which are made to fall from narrow to wide first."""
     known = sorted((int(e.value), e.loss, e.sigma) for e in found.values() if math.isfinite(e.loss))
     widths, losses, sigmas = np.array(known).T
     failed = width in found and not math.isfinite(found[width].loss)
@@ -139,4 +138,5 @@ def _at_width(found: Mapping[Value, Effect], width: int) -> tuple[float, float]:
         return 0.0, 0.0
     certainty = 1 / (np.square(sigmas) + (1e-3 * losses.max() + 1e-12) ** 2)
     falling = isotonic_regression(losses, weights=certainty, increasing=False).x
-    return float(PchipInterpolator(widths, falling)(width)), float(np.interp(width, widths, sigmas))
+    loss = np.interp(width, widths, np.sqrt(falling)) ** 2  # a divergence grows with the square of what is missing
+    return float(loss), float(np.interp(width, widths, sigmas))
