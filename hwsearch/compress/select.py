@@ -18,6 +18,9 @@ from torch import Tensor
 
 Indices = NDArray[np.int64]
 
+COMPACT = 0.75
+"""Share of the columns below which those that are gone are dropped from memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reader:
@@ -81,6 +84,7 @@ class _Elimination:
         self._columns = reader.columns
         self._weight = reader.weight.clone()
         self._inverse = torch.cholesky_inverse(torch.linalg.cholesky(reader.moments))
+        self._left = torch.ones(len(self._inverse), dtype=torch.bool)
         energy = (reader.weight @ reader.moments * reader.weight).sum()
         self._scale = 1.0 / float(energy.clamp_min(1e-30))
 
@@ -97,8 +101,15 @@ class _Elimination:
         columns = self._columns[channel]
         across = self._inverse[columns]
         solved = torch.linalg.solve(across[:, columns], across)
-        self._weight -= self._weight[:, columns] @ solved
-        self._inverse -= across.T @ solved
-        # Out of the way of later steps: their blocks must not see what rounding left here.
-        self._inverse[columns] = self._inverse[:, columns] = 0.0
-        self._weight[:, columns] = 0.0
+        self._weight.addmm_(self._weight[:, columns], solved, alpha=-1)
+        self._inverse.addmm_(across.T, solved, alpha=-1)
+        self._left[columns] = False
+        if self._left.sum() < COMPACT * len(self._left):
+            self._compact()
+
+    def _compact(self) -> None:
+        """Forget the columns that are gone: every step costs the square of those that are held."""
+        self._weight = self._weight[:, self._left]
+        self._inverse = self._inverse[self._left][:, self._left]
+        self._columns = (self._left.cumsum(0) - 1)[self._columns]
+        self._left = self._left[self._left]
