@@ -21,6 +21,7 @@ from hwsearch.errors import ConfigError, SearchFailedError
 from hwsearch.model.data import splits_from
 from hwsearch.search import storage
 from hwsearch.search.api import search
+from hwsearch.search.predictions import read_predictions
 from hwsearch.search.run import Run, find_run
 from hwsearch.search.study import run_study
 from hwsearch.types import Failure, Success, from_json
@@ -275,3 +276,18 @@ def test_one_command_searches_every_target(tmp_path, target):
     with pytest.raises(ConfigError, match="several targets"):
         find_run(tmp_path / "out")
     assert find_run(tmp_path / "out", "other").target.name == "other"
+
+
+def test_a_guided_search_measures_sensitivities_once_and_tells_what_it_expects(tmp_path, target):
+    options = {"search": {"sampler": "guided"}, "sensitivity": {"images": 16}}
+    run = run_search(tmp_path, target, evaluations=8, **options)
+    assert len({trial.candidate.key for trial in run.trials}) == 8
+    known = (run.path / "work" / "sensitivity.jsonl").read_text()
+    again = run_search(tmp_path, target, evaluations=10, **options)
+    assert again.trials[:8] == run.trials
+    assert (run.path / "work" / "sensitivity.jsonl").read_text() == known
+    expected = read_predictions(run.path)
+    latencies = [model.latency_ms for model in expected.models]
+    assert latencies == sorted(latencies)
+    assert expected.evaluations == 10
+    assert len(expected.random) > 100

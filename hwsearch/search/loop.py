@@ -73,6 +73,8 @@ def run_loop(search: Search) -> str:
         pace = (time.monotonic() - started) / (done - first) if done > first else None
         tell(search, "search", "", seconds_left=pace * (search.total - done) if pace else None)
         search.proposer.queue(search.trials)
+        if search.stop.is_set():
+            break
         if not _step(search) and not search.proposer.queue_unseen(search.trials):
             return "every candidate of the space has been evaluated"
     return ""

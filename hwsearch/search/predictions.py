@@ -39,12 +39,12 @@ class Predictions:
     Attributes:
         evaluations: How many the expectation was calibrated with.
         models: Fastest first; each is expected to be more accurate than those before.
-        random_hypervolume: Share of the chart that so many random candidates are expected to cover, for 1, 2, ...
+        random: Expected accuracy and latency in ms of candidates drawn at random: what a search without guidance meets.
     """
 
     evaluations: int
     models: tuple[Prediction, ...]
-    random_hypervolume: tuple[float, ...] = ()
+    random: tuple[tuple[float, float], ...] = ()
 
     def within(self, max_latency_ms: float) -> Prediction | None:
         """The most accurate model expected to take at most `max_latency_ms`; None if all are slower."""

@@ -15,10 +15,13 @@ from hwsearch.search import storage
 from hwsearch.search.evaluate import Evaluator, Subject
 from hwsearch.search.finalists import finalise
 from hwsearch.search.folder import claim, locked
+from hwsearch.search.guidance import Guidance, foresee
+from hwsearch.search.guided import GuidedProposer
 from hwsearch.search.loop import Search, run_baselines, run_loop, tell
+from hwsearch.search.predictions import write_predictions
 from hwsearch.search.prepare import identity, load_subject, ready_target, space_for
 from hwsearch.search.progress import Progress, Watcher, silent
-from hwsearch.search.proposals import LayerProposer
+from hwsearch.search.proposals import LayerProposer, Proposer
 from hwsearch.search.run import Identity, Run, storage_url
 from hwsearch.search.samplers import make_sampler
 from hwsearch.types import Failure, Success, Trial
@@ -95,12 +98,17 @@ def _search_target(
         study.sampler = make_sampler(config.search.sampler, config.search.seed + finished)
     with Evaluator(subject, wanted.target, config, folder) as evaluator:
         total = finished + extend if extend is not None else config.search.evaluations
+        seed = config.search.seed
+        proposer: Proposer = LayerProposer(study, wanted.space, wanted.source, seed=seed, budget=total)
+        if config.search.sampler == "guided":
+            guidance = Guidance(evaluator, wanted, config, folder, watch=progress, stop=stop)
+            proposer = GuidedProposer(study, proposer, guidance, limit_ms=config.limits.latency_ms, seed=seed)
         search = Search(
             config=config,
             identity=wanted,
             study=study,
             evaluator=evaluator,
-            proposer=LayerProposer(study, wanted.space, wanted.source, seed=config.search.seed, budget=total),
+            proposer=proposer,
             owner=owner,
             watch=progress,
             stop=stop,
@@ -112,6 +120,8 @@ def _search_target(
         ended = run_loop(search)
         if not any(isinstance(trial.outcome, Success) for trial in search.trials):
             raise _all_failed(search.trials)
+        if isinstance(proposer, GuidedProposer) and proposer.ready:
+            write_predictions(folder, foresee(proposer, wanted, search.trials, seed=seed))
         if not stop.is_set():
             tell(search, "finalists", "measuring the finalists together")
             finalise(folder, search.trials, evaluator, wanted)

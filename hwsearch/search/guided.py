@@ -1,0 +1,210 @@
+"""Search by an exact solver, guided by sensitivities that are corrected by what was evaluated.
+
+A candidate is a latency budget and one multiplier per segment of the network: the solver turns them into the choice
+per layer that minimises the sum of weighted sensitivities within the budget. Most proposals take the multipliers from
+the calibration, and the budget at which the expected gain in hypervolume is largest (first of all the study's own
+limit); every few proposals are left to Optuna's sampler, which searches budget and multipliers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+import optuna
+from numpy.typing import NDArray
+
+from hwsearch.search import storage
+from hwsearch.search.calibrate import Calibration, calibrate
+from hwsearch.search.front import costs_of
+from hwsearch.search.pareto import hypervolume_gains
+from hwsearch.search.pricing import Chart, Pricing
+from hwsearch.search.proposals import LayerProposer, enqueue, queued_candidate
+from hwsearch.types import Candidate, Success, Trial
+
+Floats = NDArray[np.float64]
+
+EXPLORE = 4  # every so many proposals are the sampler's
+RECALIBRATE = 2  # evaluations after which the sensitivities are corrected again
+OPTIMISM = 1.0  # standard errors added to a predicted accuracy when proposals are compared
+MOST = 3.0  # natural logarithm of the largest multiplier
+DIGITS = 3  # of a logarithm, for the memory of solved problems
+DRAWS, SPREAD = 100, 0.5  # random multipliers tried, and the standard deviation of their logarithms
+CHARTS = 64  # solved problems kept in memory
+BUDGET = "budget"
+WEIGHT = "weight:"
+
+
+class Guides(Protocol):
+    """What a guided search is guided by."""
+
+    def pricing(self, trials: Sequence[Trial]) -> Pricing | None:
+        """The priced space, following what was measured; None if the search is stopped before it is ready."""
+
+    def corner(self, trials: Sequence[Trial]) -> tuple[float, float] | None:
+        """Costs of accuracy and latency beyond which a model does not count; None before the first success."""
+
+    def predict(self, candidate: Candidate) -> tuple[float, float]:
+        """Latency of a whole candidate and its standard error, in ms."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """What the solver's models are expected to be.
+
+    Attributes:
+        chart: Non-dominated models of one set of weights, fastest first.
+        accuracy: Of each, higher is better whatever the metric.
+        sigma: Standard error of an accuracy.
+    """
+
+    chart: Chart
+    accuracy: Floats
+    sigma: float
+
+
+class GuidedProposer:
+    """Proposes what the solver expects to gain most.
+
+    Args:
+        study: The Optuna study.
+        layers: Takes over where the solver has nothing new to say.
+        guidance: The priced space, and what counts; asked when the first proposal is needed.
+        limit_ms: The study's latency limit: the best model within it comes first.
+        seed: Of the study.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        layers: LayerProposer,
+        guidance: Guides,
+        *,
+        limit_ms: float | None,
+        seed: int,
+    ) -> None:
+        self._study, self._layers, self.guidance = study, layers, guidance
+        self._limit_ms, self._seed = limit_ms, seed
+        self._pricing: Pricing | None = None
+        self._expected: tuple[int, Expectation] | None = None
+        self._chart = lru_cache(maxsize=CHARTS)(self._solved)
+
+    def numbers(self, candidate: Candidate) -> dict[str, float]:  # noqa: ARG002 - of the protocol
+        """Empty: a baseline is no solution of the solver's."""
+        return {}
+
+    def queue(self, trials: Sequence[Trial]) -> None:
+        """Queue the solver's most promising model; on the sampler's turn, or if none promises a gain, nothing."""
+        self._pricing = self.guidance.pricing(trials)
+        corner = self.guidance.corner(trials)
+        searched = sum(trial.baseline is None for trial in trials)
+        if self._pricing is None or corner is None or searched % EXPLORE == EXPLORE - 1:
+            return
+        expected = self.expectation(trials)
+        at_limit = None if self._limit_ms is None else expected.chart.within(self._limit_ms)
+        for row in [*([] if at_limit is None else [at_limit]), *_promising(expected, trials, corner)]:
+            candidate = expected.chart.candidate(row)
+            if not _evaluated(candidate, trials):
+                self._enqueue(candidate, expected.chart, row)
+                return
+
+    def candidate(self, running: optuna.Trial) -> Candidate:
+        """The candidate a trial was queued with, or the one the solver makes of its budget and multipliers."""
+        queued = queued_candidate(running)
+        if queued is not None and not running.user_attrs[storage.NUMBERED]:
+            return queued
+        logs = [running.suggest_float(f"{WEIGHT}{name}", -MOST, MOST) for name in self.pricing.segments]
+        budget = running.suggest_float(BUDGET, 0.0, 1.0)
+        if queued is not None:
+            return queued
+        chart = self._chart(_rounded(logs))
+        fastest, slowest = chart.latency_ms[[0, -1]]
+        limit = fastest * (slowest / fastest) ** budget
+        return chart.candidate(int(np.searchsorted(chart.latency_ms, limit, side="right")) - 1)
+
+    def queue_unseen(self, trials: Sequence[Trial]) -> bool:
+        """Queue a solution under random multipliers; a random choice per layer if those are all known."""
+        rng = np.random.default_rng((self._seed, len(self._study.get_trials(deepcopy=False))))
+        centre = np.log(self.expectation(trials).chart.weights)
+        for _ in range(DRAWS):
+            chart = self._chart(_rounded(centre + rng.normal(0.0, SPREAD, len(centre))))
+            row = int(rng.integers(len(chart.latency_ms)))
+            candidate = chart.candidate(row)
+            if not _evaluated(candidate, trials):
+                self._enqueue(candidate, chart, row)
+                return True
+        return self._layers.queue_unseen(trials)
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a priced space."""
+        return self._pricing is not None
+
+    @property
+    def pricing(self) -> Pricing:
+        """The priced space; there after the first call of `queue`."""
+        assert self._pricing is not None
+        return self._pricing
+
+    def expectation(self, trials: Sequence[Trial], *, anew: bool = False) -> Expectation:
+        """The solver's models under weights calibrated by the evaluations so far: by all if `anew`, else by most."""
+        if anew or self._expected is None or len(trials) >= self._expected[0] + RECALIBRATE:
+            self._chart.cache_clear()  # prices have followed what was measured since
+            calibration = self.calibrated(trials)
+            chart = self._chart(_rounded(np.log(calibration.weights)))
+            accuracy, sigma = calibration.accuracy(chart.loss)
+            self._expected = len(trials), Expectation(chart, accuracy, sigma)
+        return self._expected[1]
+
+    def expected_accuracy(self, candidates: Sequence[Candidate], trials: Sequence[Trial]) -> Floats:
+        """What calibration expects of any candidates, higher being better."""
+        calibration = self.calibrated(trials)
+        return calibration.accuracy(np.array([self.pricing.surrogate(c, calibration.weights) for c in candidates]))[0]
+
+    def calibrated(self, trials: Sequence[Trial]) -> Calibration:
+        """What the evaluations teach about the sensitivities."""
+        found = [(t.candidate, t.outcome.accuracy) for t in trials if isinstance(t.outcome, Success)]
+        seen = [(c, a) for c, a in found if a.divergence is not None]
+        features = np.array([self.pricing.features(candidate) for candidate, _ in seen])
+        signed = [a.value if a.higher_is_better else -a.value for _, a in seen]
+        original = next(
+            (-costs_of(t.outcome.accuracy, t.outcome.latency)[0] for t in trials if isinstance(t.outcome, Success)), 0.0
+        )
+        return calibrate(
+            features.reshape(len(seen), len(self.pricing.segments)),
+            [a.divergence or 0.0 for _, a in seen],
+            signed,
+            original,
+        )
+
+    def _solved(self, logs: tuple[float, ...]) -> Chart:
+        return self.pricing.chart(np.exp(np.array(logs)))
+
+    def _enqueue(self, candidate: Candidate, chart: Chart, row: int) -> None:
+        fastest, slowest = chart.latency_ms[[0, -1]]
+        budget = math.log(chart.latency_ms[row] / fastest) / max(math.log(slowest / fastest), 1e-9)
+        logs = np.clip(np.log(chart.weights), -MOST, MOST)
+        numbers = {f"{WEIGHT}{name}": float(log) for name, log in zip(self.pricing.segments, logs, strict=True)}
+        enqueue(self._study, candidate, numbers | {BUDGET: min(1.0, max(0.0, budget))})
+
+
+def _promising(expected: Expectation, trials: Sequence[Trial], corner: tuple[float, float]) -> list[int]:
+    """Rows of the chart that may improve the front, the largest gain in hypervolume first."""
+    known = [
+        costs_of(t.outcome.accuracy, t.outcome.latency) for t in trials if t.feasible and isinstance(t.outcome, Success)
+    ]
+    hoped = np.column_stack([-(expected.accuracy + OPTIMISM * expected.sigma), expected.chart.latency_ms])
+    gains = hypervolume_gains(hoped, known, corner)
+    return [int(row) for row in np.argsort(-gains, kind="stable") if gains[row] > 0]
+
+
+def _rounded(logs: Sequence[float] | Floats) -> tuple[float, ...]:
+    return tuple(round(float(log), DIGITS) for log in logs)
+
+
+def _evaluated(candidate: Candidate, trials: Sequence[Trial]) -> bool:
+    return any(trial.candidate.key == candidate.key for trial in trials)
