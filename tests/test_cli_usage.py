@@ -28,6 +28,7 @@ VERBS = [
     "search",
     "show",
     "verify",
+    "zoo",
 ]
 
 

@@ -31,13 +31,14 @@ from hwsearch.cli.reparam import reparam
 from hwsearch.cli.report import report
 from hwsearch.cli.search import search
 from hwsearch.cli.table import app as table
+from hwsearch.cli.zoo import zoo
 from hwsearch.errors import ConfigError, HwSearchError
 
 INTERNAL_ERROR = 70
 INTERRUPTED = 130
 
 PANELS = {
-    "Start": (demo, init, doctor),
+    "Start": (demo, init, zoo, doctor),
     "Search": (check, search),
     "Look": (front, show, compare, report),
     "Deploy": (export, verify, benchmark, reparam),
