@@ -500,6 +500,8 @@ class FrontPoint:
         accuracy: On the report split once finalised, else on the search split (see `accuracy.split`).
         on_front: False for baselines and finalists that the others dominate.
         tied_with: Keys of points whose difference is within the noise.
+        build_spread: How much longer the slower of two builds of the model took than the faster, as a fraction; None
+            where building twice gives the same file.
     """
 
     key: str
@@ -512,6 +514,7 @@ class FrontPoint:
     macs: int
     on_front: bool
     tied_with: tuple[str, ...] = ()
+    build_spread: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,6 +50,13 @@ def unpack_bindings(version: str, folder: Path) -> None:
         compile_library(HERE / "tensorrt_entry_points.c", folder / "tensorrt" / f"lib{name}.so.{major}")
 
 
+def install_device(folder: Path) -> None:
+    """Let Python processes that see `folder` and the variable STANDIN_DEVICE work with the device that is not there."""
+    (folder / "sitecustomize.py").write_text(
+        "import os\nif os.environ.get('STANDIN_DEVICE'):\n    from tensorrt_device import install\n    install()\n"
+    )
+
+
 def build_driver(folder: Path) -> None:
     """``libcuda.so.1`` with one device that is not there, compiled against NVIDIA's own header."""
     with zipfile.ZipFile(wheel("nvidia_cuda_runtime-*.whl")) as archive:

@@ -154,7 +154,7 @@ class Package:
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # asked by the import system
-            raise AttributeError(name)
+            return getattr(self._recorder.trt, name)
         real = getattr(self._recorder.trt, name, None)
         if real is None:
             raise ContractError(f"tensorrt {self._recorder.trt.__version__} has no {name}")

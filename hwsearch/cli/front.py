@@ -88,6 +88,7 @@ def point_document(point: FrontPoint) -> dict[str, Any]:
         "baseline": point.baseline,
         "split": point.accuracy.split,
         "latency_source": point.latency.source,
+        "build_spread": point.build_spread,
     }
 
 
@@ -141,6 +142,9 @@ def _state(front: Front) -> str:
     if not front.final:
         return "not final: the search has not finished"
     sources = {point.latency.source for point in front.points}
+    spreads = [point.build_spread for point in front.points if point.build_spread is not None]
+    if spreads:
+        return f"finalists measured together; built twice, they ran up to {100 * max(spreads):.1f} % apart"
     if sources == {"measured"}:
         return "finalists measured together"
     return f"latencies come from: {', '.join(sorted(sources))}"

@@ -167,7 +167,7 @@ def _manifest(
     samples: tuple[NDArray[np.float32], NDArray[np.float32]],
 ) -> Manifest:
     success = _success_of(trial)
-    runtime, version = format_of(placed).requirement()
+    runtime, version = format_of(placed).requirement(run.device.backend_version)
     return Manifest(
         key=trial.candidate.key,
         study=run.config.name,

@@ -37,13 +37,13 @@ class Format:
         """Text of the ``infer.py`` that runs this format."""
         return shipped_program(self.infer)
 
-    def requirement(self) -> tuple[str, str]:
-        """Distribution name and version of the runtime installed here."""
+    def requirement(self, used: str) -> tuple[str, str]:
+        """Distribution name and version of the runtime installed here; version `used` if it is no Python package."""
         try:
             return self.package, metadata.version(self.package)
         except metadata.PackageNotFoundError:  # a build under another name, such as onnxruntime-gpu
-            distribution = metadata.packages_distributions()[self.package][0]
-            return distribution, metadata.version(distribution)
+            distributions = metadata.packages_distributions().get(self.package)
+        return (distributions[0], metadata.version(distributions[0])) if distributions else (self.package, used)
 
 
 def shipped_program(name: str) -> str:
@@ -99,6 +99,10 @@ def _onnx_names(path: Path) -> tuple[str, str]:
     return graph.input[0].name, graph.output[0].name
 
 
+def _engine_names(path: Path) -> tuple[str, str]:
+    return _onnx_names(path.with_suffix(".onnx"))
+
+
 def _openvino_names(path: Path) -> tuple[str, str]:
     layers = list(ET.parse(path).getroot().iter("layer"))  # noqa: S314 - a file we have just written
     first = next(layer for layer in layers if layer.get("type") == "Parameter")
@@ -109,4 +113,5 @@ def _openvino_names(path: Path) -> tuple[str, str]:
 _FORMATS = {
     "onnx": Format(package="onnxruntime", infer="infer_onnx.py", place=_place_onnx, names=_onnx_names),
     "openvino-ir": Format(package="openvino", infer="infer_openvino.py", place=_place_copies, names=_openvino_names),
+    "tensorrt-engine": Format(package="tensorrt", infer="infer_tensorrt.py", place=_place_copies, names=_engine_names),
 }

@@ -109,13 +109,13 @@ class Evaluator:
             log=self.work / "logs" / "builder.log",
         )
         self.latency = latency_source(subject.network, target, config, self.measure)
-        self._reconstructor = Reconstructor(
+        self.reconstructor = Reconstructor(
             subject.network,
             subject.splits.calibrate.inputs,
             settings=Settings(selection=config.recover.selection),
             folder=self.work / "pieces",
         )
-        self._judge = Judge(subject.network, subject.splits, subject.metric, self.work)
+        self.judge = Judge(subject.network, subject.splits, subject.metric, self.work)
         self._seen: dict[str, Observation] = {}
         for split in (subject.splits.calibrate, subject.splits.search, subject.splits.report):
             self._save(split.name, "inputs", split.inputs)
@@ -158,7 +158,7 @@ class Evaluator:
 
     def accuracy(self, artifact: Artifact, candidate: Candidate, split: Split) -> Accuracy:
         """The study's metric of a built artifact on one split, computed from the backend's own outputs."""
-        return self._judge.accuracy(self._outputs(artifact, candidate, split), split)
+        return self.judge.accuracy(self._outputs(artifact, candidate, split), split)
 
     def divergence(self, candidate: Candidate, images: int) -> Divergence:
         """How far a candidate's outputs are from the original's on the first `images` examples of the search split.
@@ -177,7 +177,7 @@ class Evaluator:
         artifact = self._build(compressed, candidate, folder)
         outputs = self._outputs(artifact, candidate, name)
         shutil.rmtree(folder)
-        return self._judge.divergence(outputs)
+        return self.judge.divergence(outputs)
 
     def remember(self, trial: Trial) -> None:
         """Take a finished evaluation into account: the widest baseline becomes the reference of later measurements."""
@@ -208,6 +208,20 @@ class Evaluator:
                 timeout_s=self._timeout + CAMPAIGN_SLACK * policy.seconds * len(artifacts),
             )
         return {name: found[name] for name in models}
+
+    def rebuilt(self, artifact: Artifact, candidate: Candidate) -> tuple[Artifact, Candidate] | None:
+        """The model built once more, where builds of one model can differ, as engines do; None elsewhere."""
+        source = next((file for file in artifact.files if file.endswith(".onnx")), None)
+        if artifact.portable or source is None:
+            return None
+        second = self._builder.build(
+            self.folder / source,
+            LowerRequest(precision={}),
+            self.work / "second" / candidate.key,
+            options=self.run_options(candidate.float_precision),
+            timeout_s=self._timeout,
+        )
+        return self._relative(second), candidate
 
     def located(self, artifact: Artifact) -> Artifact:
         """The artifact with paths that can be opened; records hold them relative to the run folder."""
@@ -254,7 +268,7 @@ class Evaluator:
             self.work / "float.onnx",
             calibration=self.subject.splits.calibrate.inputs,
             repair=self.config.recover.repair,
-            reconstructor=self._reconstructor,
+            reconstructor=self.reconstructor,
             refit_images=refit_images,
         )
 
@@ -267,6 +281,10 @@ class Evaluator:
             options=self.run_options(candidate.float_precision),
             timeout_s=self._timeout,
         )
+        return self._relative(artifact)
+
+    def _relative(self, artifact: Artifact) -> Artifact:
+        """The artifact as records hold it, with paths relative to the run folder."""
         return dataclasses.replace(
             artifact,
             path=_relative(artifact.path, self.folder),

@@ -6,14 +6,16 @@ measurements that chose it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hwsearch.search.evaluate import Evaluator
 from hwsearch.search.front import assemble, choose
 from hwsearch.search.run import FRONT_FILE, Identity, final_front
 from hwsearch.store import write_json
-from hwsearch.types import SCHEMA_VERSION, Front, Success, Trial, to_json
+from hwsearch.types import SCHEMA_VERSION, Front, Latency, Success, Trial, to_json
+
+_SECOND = "second build of "
 
 
 def finalise(folder: Path, trials: Sequence[Trial], evaluator: Evaluator, identity: Identity) -> Front:
@@ -23,16 +25,30 @@ def finalise(folder: Path, trials: Sequence[Trial], evaluator: Evaluator, identi
         return known
     chosen = choose(trials)
     models = {t.candidate.key: (t.outcome.artifact, t.candidate) for t in chosen if isinstance(t.outcome, Success)}
+    again = {_SECOND + key: built for key, model in models.items() if (built := evaluator.rebuilt(*model)) is not None}
+    latencies = evaluator.latency.together(models | again)
     front = assemble(
         chosen,
-        evaluator.latency.together(models),
+        latencies,
         {key: evaluator.accuracy(artifact, candidate, "report") for key, (artifact, candidate) in models.items()},
         target=identity.target.name,
         device=identity.device,
         objectives=identity.objectives,
         final=True,
+        build_spreads=_spreads(latencies),
     )
     write_json(
         folder / FRONT_FILE, {"schema_version": SCHEMA_VERSION, "finalists": sorted(models), "front": to_json(front)}
     )
     return front
+
+
+def _spreads(latencies: Mapping[str, Latency]) -> dict[str, float]:
+    """Key -> how far apart two builds of the model ran, for those that were built twice."""
+    found = {}
+    for name, second in latencies.items():
+        if name.startswith(_SECOND):
+            key = name.removeprefix(_SECOND)
+            slower, faster = sorted((second.best_ms, latencies[key].best_ms), reverse=True)
+            found[key] = slower / faster - 1
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import itemgetter
 
 from hwsearch.search.pareto import front_mask, hypervolume, intervals_overlap
@@ -57,6 +57,7 @@ def assemble(
     device: Device,
     objectives: tuple[str, ...],
     final: bool,
+    build_spreads: Mapping[str, float] | None = None,
 ) -> Front:
     """The front of the chosen trials with these numbers."""
     points = []
@@ -74,6 +75,7 @@ def assemble(
                 params=trial.outcome.params,
                 macs=trial.outcome.macs,
                 on_front=False,
+                build_spread=(build_spreads or {}).get(key),
             )
         )
     points.sort(key=lambda p: p.latency.best_ms)
