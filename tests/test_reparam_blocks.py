@@ -62,6 +62,28 @@ def test_merging_changes_nothing_whatever_the_shape(kind, kernel, stride, groups
         assert difference(block.merged()(x), block(x)) <= 1e-10
 
 
+def padded_as_published(norm, y, padding):
+    """The map padded with what the batch norm makes of a zero pixel (Ding et al. 2021, "BN-and-pad")."""
+    zero = norm(torch.zeros(1, norm.num_features, 1, 1, dtype=y.dtype))
+    inside = functional.pad(torch.ones_like(y[:, :1]), [padding] * 4)
+    return functional.pad(y, [padding] * 4) * inside + zero * (1 - inside)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_dbb_computes_its_published_definition(groups):
+    geometry = Geometry(inputs=8, outputs=12, kernel=5, stride=(2, 1), groups=groups)
+    block = randomised(make("dbb", geometry)).double()
+    x = torch.randn(2, 8, 9, 14, dtype=torch.float64)
+    with torch.no_grad():
+        two, pool, one = (block.others[name] for name in ("pointwise_conv", "pool", "pointwise"))
+        y = padded_as_published(two.inner, two.inner(two.pointwise(x)), 2)
+        expected = two.norm(functional.conv2d(y, two.conv.weight, stride=(2, 1), groups=groups))
+        y = padded_as_published(pool.inner, pool.inner(pool.conv(x)), 2)
+        expected += pool.norm(functional.avg_pool2d(y, 5, (2, 1)))
+        expected += one.norm(one.conv(x)) + block.main.norm(block.main.conv(x))
+        assert difference(block(x), expected) <= 1e-10
+
+
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"orepa_stack", "orepa_pointwise"}))
 def test_a_block_takes_over_a_trained_convolution(kind):
     for geometry in (Geometry(inputs=8, outputs=8), Geometry(inputs=8, outputs=12, stride=(2, 2), groups=4)):
