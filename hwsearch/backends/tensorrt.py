@@ -7,13 +7,14 @@ cache it was built from. Engines are built for one batch size, and two builds of
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import onnx
 
 from hwsearch.backends import cuda, tensorrt_qdq
 from hwsearch.backends.base import Availability, LowerRequest, RunOptions, Violation
+from hwsearch.backends.flow import Flow
 from hwsearch.backends.tensorrt_build import build_engine, cache_file, check_float, fix_batch
 from hwsearch.backends.tensorrt_inspect import inspect
 from hwsearch.backends.tensorrt_options import read_options
@@ -60,6 +61,10 @@ class TensorRtBackend:
     def tensors_to_observe(self, model: onnx.ModelProto, precision: Mapping[str, str]) -> Sequence[str]:
         """Activation tensors whose ranges `lower` needs."""
         return tensorrt_qdq.tensors_to_observe(model, precision)
+
+    def observed_tensors(self, flow: Flow, precision: Mapping[str, str]) -> Collection[str]:
+        """The same of a graph that was read before."""
+        return tensorrt_qdq.quantized_tensors(flow, precision)
 
     def lower(self, model: onnx.ModelProto, request: LowerRequest) -> onnx.ModelProto:
         """A copy in which every tensor has the type it is to be computed in."""

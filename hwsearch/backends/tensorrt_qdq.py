@@ -8,12 +8,14 @@ gets a dequantise node of its own. Weight-only int4 layers keep 16-bit activatio
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import onnx
 from onnx import helper
 
+from hwsearch.backends.flow import Flow, Step, read_flow
 from hwsearch.backends.qdq import check_precisions, output_axis, range_of
 from hwsearch.backends.rewrite import Graph, invalid
 from hwsearch.backends.tensorrt_float import Formats, convert, float_formats
@@ -38,30 +40,33 @@ WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Operations that may have a weight."""
 
 
-def quantized_tensors(graph: Graph, precision: Mapping[str, str]) -> dict[str, str]:
+def quantized_tensors(flow: Flow, precision: Mapping[str, str]) -> dict[str, str]:
     """Tensors to quantise -> ``int8`` or ``fp8``.
 
     Raises:
-        EvaluationError: a layer the model lacks, or layers that read one tensor in two formats.
+        EvaluationError: layers read one tensor in two formats.
     """
-    layers = graph.layers(name for name, wanted in precision.items() if wanted in QUANTIZED)
     found: dict[str, str] = {}
-    for node in layers:
-        wanted = precision[node.name]
-        if found.setdefault(node.input[0], wanted) != wanted:
-            raise invalid(f"`{node.name}` reads in {wanted} what another layer reads in {found[node.input[0]]}")
-    outputs = {_output(graph, node) for node in layers}
-    depths = _depths(graph)
-    for node in reversed(graph.nodes):
-        result = graph.folded_output(node) if node.op_type == "Add" else None
-        if result in found and (skip := _skip(graph, node, outputs, depths)) is not None:
-            found.setdefault(skip, found[result])
+    layers = [step for step in flow.steps if precision.get(step.name) in QUANTIZED]
+    for step in layers:
+        wanted = precision[step.name]
+        if found.setdefault(step.reads[0], wanted) != wanted:
+            raise invalid(f"`{step.name}` reads in {wanted} what another layer reads in {found[step.reads[0]]}")
+    outputs = {step.leaves for step in layers if not step.activated}
+    readers = Counter(name for step in flow.steps for name in step.reads)
+    fusible = {name for name in outputs if readers[name] == 1 and name != flow.output}
+    depths = _depths(flow)
+    for step in reversed(flow.steps):
+        if step.op == "Add" and step.leaves in found and (skip := _skip(step, fusible, depths)) is not None:
+            found.setdefault(skip, found[step.leaves])
     return found
 
 
 def tensors_to_observe(model: onnx.ModelProto, precision: Mapping[str, str]) -> list[str]:
     """Tensors whose ranges `lower` needs, sorted."""
-    return sorted(quantized_tensors(Graph(model), precision))
+    graph = Graph(model)
+    graph.layers(precision)  # refuses names the model lacks
+    return sorted(quantized_tensors(read_flow(graph), precision))
 
 
 def lower(model: onnx.ModelProto, precision: Mapping[str, str], ranges: Mapping[str, TensorRange]) -> onnx.ModelProto:
@@ -81,7 +86,7 @@ def lower(model: onnx.ModelProto, precision: Mapping[str, str], ranges: Mapping[
     graph = Graph(model)
     graph.layers(precision)  # refuses names the model lacks
     formats = float_formats(precision)
-    tensors = quantized_tensors(graph, precision)
+    tensors = quantized_tensors(read_flow(graph), precision)
     scales = {name: activation_scale(range_of(ranges, name), kind, formats.rest) for name, kind in tensors.items()}
     for node in graph.layers(name for name, wanted in precision.items() if wanted in QUANTIZED):
         weight = graph.constant(node.input[1], node.name)
@@ -94,30 +99,22 @@ def lower(model: onnx.ModelProto, precision: Mapping[str, str], ranges: Mapping[
     return convert(graph.finish(), formats) if precision else graph.finish()
 
 
-def _output(graph: Graph, node: onnx.NodeProto) -> str:
-    """The tensor a layer writes, past its bias."""
-    place = graph.bias(node)
-    return str((node if place is None else place[0]).output[0])
-
-
-def _depths(graph: Graph) -> dict[str, int]:
+def _depths(flow: Flow) -> dict[str, int]:
     """Tensor -> most layers on a way from the network's input."""
     depths: dict[str, int] = {}
-    for node in graph.nodes:
-        depth = max((depths.get(name, 0) for name in node.input), default=0) + (node.op_type in WEIGHTED)
-        depths |= dict.fromkeys(node.output, depth)
+    for step in flow.steps:
+        depth = max(depths.get(name, 0) for name in step.reads) + (step.op in WEIGHTED)
+        depths |= dict.fromkeys((step.writes, step.leaves), depth)
     return depths
 
 
-def _skip(graph: Graph, add: onnx.NodeProto, outputs: set[str], depths: Mapping[str, int]) -> str | None:
+def _skip(add: Step, fusible: Collection[str], depths: Mapping[str, int]) -> str | None:
     """The input of an addition to quantise so that it fuses into the quantised layer that writes the other one."""
-    if any(name in graph.initializers for name in add.input) or add.input[0] == add.input[1]:
+    candidates = [name for name in add.reads if name in fusible]
+    if add.constants or len(add.reads) != 2 or not candidates:
         return None
-    fusible = [name for name in add.input if name in outputs and len(graph.consumers[name]) == 1]
-    if not fusible:
-        return None
-    last = max(fusible, key=lambda name: depths[name])
-    return next(str(name) for name in add.input if name != last)
+    last = max(candidates, key=lambda name: depths[name])
+    return next(name for name in add.reads if name != last)
 
 
 def _quantize_activation(graph: Graph, name: str, stored: Stored) -> None:
