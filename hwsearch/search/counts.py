@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from hwsearch.latency.kernels import Width
+from hwsearch.search.problem import Floats, Integers
 from hwsearch.types import PRECISIONS, LayerInfo, SourceModel
 
 BIAS_BITS = 32
@@ -28,18 +31,15 @@ class LayerCounts:
     positions: float
     op: str
 
-    def weights(self, inputs: int, outputs: int) -> float:
-        """Number of weights at some channel counts, without the bias."""
-        return self.taps * outputs * (1 if self.op == "depthwise" else inputs)
-
     def macs(self, inputs: int, outputs: int) -> float:
         """Multiply-accumulates for one example at some channel counts."""
-        return self.positions * self.weights(inputs, outputs)
+        return self.positions * self.taps * outputs * (1 if self.op == "depthwise" else inputs)
 
-    def size_bytes(self, keep: Mapping[str, int], precision: str) -> float:
-        """Size of weights and bias with `keep` channels left of every prune group."""
-        inputs, outputs = self.inputs.channels(keep), self.outputs.channels(keep)
-        return (self.weights(inputs, outputs) * PRECISIONS[precision].weight_bits + outputs * BIAS_BITS) / 8
+    def size_bytes(self, keep: Mapping[str, Integers], precision: str) -> Floats:
+        """Size of weights and bias for arrays of channels left of every prune group (arrays that broadcast)."""
+        inputs, outputs = _channels(self.inputs, keep), _channels(self.outputs, keep)
+        weights = self.taps * outputs * (1 if self.op == "depthwise" else inputs)
+        return (weights * PRECISIONS[precision].weight_bits + outputs * BIAS_BITS) / 8
 
 
 def layer_counts(source: SourceModel) -> dict[str, LayerCounts]:
@@ -65,3 +65,7 @@ def _width(layer: str, side: str, channels: int, source: SourceModel) -> Width:
     tied = [(g, a.repeat) for g in source.groups for a in g.axes if (a.module, a.side) == (layer, side)]
     pruned = sum(group.channels * repeat for group, repeat in tied)
     return Width(channels - pruned, tuple((group.name, repeat) for group, repeat in tied))
+
+
+def _channels(width: Width, keep: Mapping[str, Integers]) -> Integers:
+    return sum((repeat * keep[group] for group, repeat in width.groups), np.array(width.fixed))

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hwsearch.latency.kernels import Unit
 from hwsearch.search.counts import LayerCounts
 from hwsearch.search.prices import Prices, groups_in, groups_of, in_format
-from hwsearch.search.problem import Floats, Integers, Term
-from hwsearch.search.segments import FLOAT, Option, Segment
+from hwsearch.search.problem import Floats, Integers, Term, aligned
+from hwsearch.search.segments import FLOAT, Names, Option, Segment
 from hwsearch.search.transitions import Transition, Units
 
 LATENCY, SIZE = "latency_ms", "size_bytes"
+
+Formats = Names | None
+"""Of the layers of a segment; None if it is dropped."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,19 +65,19 @@ class Piece:
         facts = np.concatenate(
             [self.loss, np.moveaxis(self.latency, 1, 0).reshape(count, -1), self.size.reshape(count, -1)], axis=1
         )
-        kept: list[int] = []
-        for index in np.lexsort((facts.sum(axis=1), facts[:, 0])):
-            rivals = [k for k in kept if (self.after[:, k] == self.after[:, index]).all()]
+        kept: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for index in np.lexsort((facts.sum(axis=1), facts[:, 0])).tolist():
+            rivals = kept[tuple(self.after[:, index].tolist())]
             if np.isfinite(facts[index]).all() and not (facts[rivals] <= facts[index]).all(axis=1).any():
-                kept.append(int(index))
-        kept = sorted(kept) or [0]
+                rivals.append(index)
+        left = sorted(index for rivals in kept.values() for index in rivals) or [0]
         return replace(
             self,
-            options=tuple(self.options[k] for k in kept),
-            after=self.after[:, kept],
-            loss=self.loss[kept],
-            latency=self.latency[:, kept],
-            size=self.size[kept],
+            options=tuple(self.options[k] for k in left),
+            after=self.after[:, left],
+            loss=self.loss[left],
+            latency=self.latency[:, left],
+            size=self.size[left],
         )
 
 
@@ -109,76 +111,69 @@ class PieceBuilder:
             base: Those units of the unchanged network that depend on its inner groups.
         """
         spans = self._spans(segment, step)
-        states, patterns = range(step.states), [option.pattern for option in options]
+        axes, inner = (*segment.groups, *spans), len(segment.groups)
+
+        def rows(table: Callable[[Formats], Floats]) -> Floats:
+            """A table for each combination of formats as one row per option."""
+            return np.concatenate([_options(table(f), inner, f) for f in dict.fromkeys(o.formats for o in options)])
+
+        latency = [
+            [rows(self._latencies(segment, step, base, axes, s, f)) for f in self.formats] for s in range(step.states)
+        ]
         return Piece(
             segment=segment,
             spans=spans,
             options=tuple(options),
-            after=np.array([[step.after[s, pattern] for pattern in patterns] for s in states]),
+            after=np.array([[step.after[s, option.pattern] for option in options] for s in range(step.states)]),
             loss=np.array([[self.loss(segment, option, f) for f in self.formats] for option in options]),
-            latency=np.stack([self._latency(segment, options, step, base, spans, f) for f in self.formats], axis=2),
-            size=np.stack(
-                [[self._size(segment, option, spans, f) for option in options] for f in self.formats], axis=1
-            ),
+            latency=np.stack([np.stack(found, axis=1) for found in latency]),
+            size=np.stack([rows(self._sizes(segment, axes, f)) for f in self.formats], axis=1),
         )
 
     def _spans(self, segment: Segment, step: Transition) -> tuple[str, ...]:
+        """Groups of other segments that this one's costs depend on."""
         units = {unit for change in (*step.change.values(), *step.finer.values()) for unit in change}
         met = {group for unit in units for group in groups_of(unit)}
-        met.update(
-            g for layer in segment.layers for g in groups_in(self.sizes[layer].inputs, self.sizes[layer].outputs)
-        )
+        met.update(g for name in segment.layers for g in groups_in(self.sizes[name].inputs, self.sizes[name].outputs))
         return tuple(group for group in self.widths if group in met and group not in segment.groups)
 
-    def _latency(
-        self,
-        segment: Segment,
-        options: Sequence[Option],
-        step: Transition,
-        base: Units,
-        spans: tuple[str, ...],
-        float_format: str,
-    ) -> Floats:
-        """In ms, [states, options, *widths of the spanning groups]."""
-        axes = (*segment.groups, *spans)
+    def _latencies(
+        self, segment: Segment, step: Transition, base: Units, axes: Names, state: int, float_format: str
+    ) -> Callable[[Formats], Floats]:
+        """Gives for the formats of the layers the latency in ms at all widths of `axes`, after one state."""
 
-        def table(*units: Units) -> Floats:
-            added: Counter[Unit] = Counter()
-            for some in units:
-                for unit, count in some.items():
-                    added[unit] += count
-            return self.prices.table(in_format(added, float_format, self.formats[0]), axes)
+        def table(units: Units) -> Floats:
+            return self.prices.table(in_format(units, float_format, self.formats[0]), axes)
 
-        coarse = {key: table(change, base) for key, change in step.change.items()}
-        finer = {key: table(change) for key, change in step.finer.items()}
-        inner = len(segment.groups)
-        rows = []
-        for state in range(step.states):
-            row = []
-            for formats in dict.fromkeys(option.formats for option in options):
-                pattern = None if formats is None else Option(formats).pattern
-                found = coarse[state, pattern]
-                for key in zip(segment.layers, formats or (), strict=False):
-                    found = found + finer.get(key, 0.0)
-                # Without the branch its inner widths make no difference.
-                flat = found[(0,) * inner][None] if formats is None else found.reshape(-1, *found.shape[inner:])
-                row.append(flat)
-            rows.append(np.concatenate(row))
-        return np.stack(rows)
+        unchanged = table(base)
+        coarse = {pattern: unchanged + table(units) for (s, pattern), units in step.change.items() if s == state}
+        finer = {key: table(units) for key, units in step.finer.items()}
 
-    def _size(self, segment: Segment, option: Option, spans: tuple[str, ...], float_format: str) -> Floats:
-        """In bytes, [*widths of the spanning groups]."""
-        found = np.zeros([len(self.widths[group]) for group in spans])
-        if option.formats is None:
+        def latency(formats: Formats) -> Floats:
+            found = coarse[Option(formats).pattern]
+            for key in zip(segment.layers, formats or (), strict=False):
+                found = found + finer.get(key, 0.0)
             return found
-        names = [float_format if name == FLOAT else name for name in option.formats]
-        inner = dict(zip(segment.groups, option.widths, strict=True))
-        for index in np.ndindex(*found.shape):
-            keep = {**self.full, **inner} | {g: self.widths[g][i] for g, i in zip(spans, index, strict=True)}
-            found[index] = sum(
-                self.sizes[layer].size_bytes(keep, name) for layer, name in zip(segment.layers, names, strict=True)
-            )
-        return found
+
+        return latency
+
+    def _sizes(self, segment: Segment, axes: Names, float_format: str) -> Callable[[Formats], Floats]:
+        """Gives for the formats of the layers their size in bytes at all widths of `axes`."""
+        shape = [len(self.widths[group]) for group in axes]
+        keep = {group: np.array(channels) for group, channels in self.full.items()}
+        keep |= {group: aligned(np.array(self.widths[group]), (group,), axes) for group in axes}
+
+        def size(formats: Formats) -> Floats:
+            names = [float_format if name == FLOAT else name for name in formats or ()]
+            layers = zip(segment.layers, names, strict=False)
+            return sum((self.sizes[layer].size_bytes(keep, name) for layer, name in layers), np.zeros(shape))
+
+        return size
+
+
+def _options(table: Floats, inner: int, formats: Formats) -> Floats:
+    """A table over inner widths and others as one row per inner choice; without the branch they make no difference."""
+    return table[(0,) * inner][None] if formats is None else table.reshape(-1, *table.shape[inner:])
 
 
 def state_variable(number: int) -> str:

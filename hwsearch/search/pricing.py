@@ -8,14 +8,15 @@ segments and spanning groups; latency is what the units cost, so that their sum 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache, partial
 
 import numpy as np
 
+from hwsearch.latency.grid import thinned
 from hwsearch.search.counts import layer_counts
-from hwsearch.search.pieces import LATENCY, PieceBuilder, option_variable, state_variable, width_variable
+from hwsearch.search.pieces import LATENCY, Piece, PieceBuilder, option_variable, state_variable, width_variable
 from hwsearch.search.prices import PriceList, Prices, groups_of, in_format
 from hwsearch.search.problem import Floats, Integers, Problem, Term
 from hwsearch.search.segments import FLOAT, Loss, Option, Segment, assembled, segments_of
@@ -25,6 +26,9 @@ from hwsearch.space.space import baselines, decode, dimensions
 from hwsearch.types import Candidate, SearchSpace, SourceModel
 
 PROBES = 48
+
+MOST_WIDTHS = 8
+"""Channel counts per prune group that the solver chooses from, evenly spread: effort grows with their square."""
 
 
 class Pricing:
@@ -42,12 +46,15 @@ class Pricing:
     """
 
     def __init__(self, source: SourceModel, space: SearchSpace, listed: PriceList, loss: Loss) -> None:
-        self._source, self._space, self._listed, self._loss = source, space, listed, loss
+        widths = {group: thinned(offered, MOST_WIDTHS) for group, offered in space.widths.items()}
+        space = replace(space, widths=widths)
+        self._source, self._space, self._listed = source, space, listed
+        self._loss = lru_cache(maxsize=None)(loss)
         self._formats = space.float_precisions[::-1]
         self._segments = segments_of(source, space)
         inner = {group for segment in self._segments for group in segment.groups}
         self._spanning = [group for group in space.widths if group not in inner]
-        self._widths = {group: widths[::-1] for group, widths in space.widths.items()}
+        self._widths = {group: offered[::-1] for group, offered in widths.items()}
         self._transitions = Explorer(listed.units, source, space, self._segments).explore()
         full = {group.name: group.channels for group in source.groups}
         self._prices = Prices(listed, self._widths, full, _probes(source, space))
@@ -107,10 +114,13 @@ class Pricing:
         if self._prices.refresh():
             self._update()
         found = trade_off(self.problem(weights), LATENCY, limits or {})
-        return Chart(weights=weights, latency_ms=found.use, loss=found.loss, _pricing=self, _choices=found.choices)
+        decode = partial(self._candidate, self._kept)
+        return Chart(weights, found.use, found.loss, found.choices, decode, self.predicted_ms)
 
     def solve_for(self, limit_ms: float, weights: Floats) -> Candidate:
         """The candidate with the least loss whose predicted latency is within `limit_ms`.
+
+        If that of the fastest is above although its price is not, the fastest.
 
         Raises:
             ConfigError: there is none; it says what is the least possible.
@@ -125,7 +135,7 @@ class Pricing:
         Raises:
             ConfigError: nothing meets them; it says by how much each is missed and which ones conflict.
         """
-        return self.candidate(solve(self.problem(weights), limits).choices)
+        return self._candidate(self._kept, solve(self.problem(weights), limits).choices)
 
     def problem(self, weights: Floats) -> Problem:
         """The solver's problem when the losses of `segments` count `weights` times."""
@@ -147,9 +157,9 @@ class Pricing:
             terms.append(Term((name,), weight[name] * np.array(losses), {}))
         return Problem(sizes, tuple(terms))
 
-    def candidate(self, choices: Mapping[str, int]) -> Candidate:
-        """What values of the problem's variables stand for."""
-        chosen = ((piece.segment, piece.options[choices[option_variable(piece.segment)]]) for piece in self._kept)
+    def _candidate(self, pieces: Sequence[Piece], choices: Mapping[str, int]) -> Candidate:
+        """What values of the problem's variables stand for when its pieces are these."""
+        chosen = ((piece.segment, piece.options[choices[option_variable(piece.segment)]]) for piece in pieces)
         widths = {group: self._widths[group][choices[width_variable(group)]] for group in self._spanning}
         return assembled(self._source, self._space, chosen, widths, self._formats[choices[FLOAT]])
 
@@ -195,15 +205,16 @@ class Chart:
     weights: Floats
     latency_ms: Floats
     loss: Floats
-    _pricing: Pricing
     _choices: Mapping[str, Integers]
+    _decode: Callable[[Mapping[str, int]], Candidate]
+    _predict_ms: Callable[[Candidate], float]
 
     def __len__(self) -> int:
         return len(self.latency_ms)
 
     def candidate(self, row: int) -> Candidate:
         """One of the candidates."""
-        return self._pricing.candidate({name: int(values[row]) for name, values in self._choices.items()})
+        return self._decode({name: int(values[row]) for name, values in self._choices.items()})
 
     def within(self, limit_ms: float) -> int | None:
         """The last row whose latency, predicted for the whole, is within a limit; None if there is none.
@@ -211,14 +222,11 @@ class Chart:
         The search begins where the prices say, and ends a row or so from there where they agree with the predictions.
         """
         row = int(np.searchsorted(self.latency_ms, limit_ms, side="right")) - 1
-        while row + 1 < len(self) and self._predicted(row + 1) <= limit_ms:
+        while row + 1 < len(self) and self._predict_ms(self.candidate(row + 1)) <= limit_ms:
             row += 1
-        while row >= 0 and self._predicted(row) > limit_ms:
+        while row >= 0 and self._predict_ms(self.candidate(row)) > limit_ms:
             row -= 1
         return row if row >= 0 else None
-
-    def _predicted(self, row: int) -> float:
-        return self._pricing.predicted_ms(self.candidate(row))
 
 
 def _probes(source: SourceModel, space: SearchSpace) -> list[Candidate]:

@@ -17,7 +17,7 @@ UNCHANGED = "fp32"
 DROPPED = 1
 """The value of a dropped branch, as sensitivities name it."""
 
-MOST_FORMATS = 256
+MOST_FORMATS = 128
 """Combinations of precisions in one segment; beyond, all its layers share one."""
 
 MOST_TIED = 1024
@@ -74,7 +74,7 @@ class Segment:
         """The way `candidate` builds it."""
         if self.name in candidate.dropped and self.droppable:
             return Option(None)
-        names = (candidate.precision[layer] for layer in self.layers)
+        names = (candidate.precision.get(layer, UNCHANGED) for layer in self.layers)
         formats = tuple(name if PRECISIONS[name].integer else FLOAT for name in names)
         return Option(formats, tuple(candidate.keep.get(group, space.widths[group][-1]) for group in self.groups))
 

@@ -100,11 +100,9 @@ class Explorer:
         segment, found = self._segments[i], {}
         for position, layer in enumerate(segment.layers):
             integers = dict.fromkeys(f[position] for f in reversed(segment.formats) if f[position] != FLOAT)
-            widest, *others = (
-                (self._alone(i, position, name) for name in integers) if len(integers) > 1 else [Counter()]
-            )
-            for name, units in zip(list(integers)[1:], others, strict=True):
-                found[layer, name] = _difference(units, widest)
+            for name in list(integers)[1:]:
+                widest = self._alone(i, position, next(iter(integers)))
+                found[layer, name] = _difference(self._alone(i, position, name), widest)
         return found
 
     def _alone(self, i: int, position: int, name: str) -> Units:
