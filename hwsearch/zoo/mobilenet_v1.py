@@ -5,6 +5,8 @@ A 3×3 convolution of N channels to N channels costs 1/N + 1/9 of what it would 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from hwsearch.zoo.blocks import conv_norm, initialise, scaled
@@ -35,17 +37,20 @@ class MobileNetV1(nn.Module):
         classes: Outputs.
         width: Multiplies all channels.
         small: For 32×32 images: the first two of the five strides are 1.
+        blocks: Channels and stride of each.
     """
 
-    def __init__(self, classes: int, *, width: float = 1.0, small: bool = True) -> None:
+    def __init__(
+        self, classes: int, *, width: float = 1.0, small: bool = True, blocks: Sequence[tuple[int, int]] = BLOCKS
+    ) -> None:
         super().__init__()
         channels = scaled(32, width)
-        blocks: list[nn.Module] = [conv_norm(3, channels, stride=1 if small else 2)]
-        for i, (base, stride) in enumerate(BLOCKS):
+        layers: list[nn.Module] = [conv_norm(3, channels, stride=1 if small else 2)]
+        for i, (base, stride) in enumerate(blocks):
             outputs = scaled(base, width)
-            blocks.append(separable(channels, outputs, 1 if small and i == 1 else stride))
+            layers.append(separable(channels, outputs, 1 if small and i == 1 else stride))
             channels = outputs
-        self.features = nn.Sequential(*blocks)
+        self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(channels, classes)
         initialise(self)
 

@@ -5,6 +5,8 @@ Parameters are named as in torchvision, whose pretrained weights load into ``mob
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from hwsearch.zoo.blocks import conv_norm, initialise, scaled
@@ -33,16 +35,24 @@ class MobileNetV2(nn.Module):
         classes: Outputs.
         width: Multiplies all channels.
         small: For 32×32 images: the first two of the five strides are 1.
+        stages: Expansion, channels, blocks and stride of each.
     """
 
-    def __init__(self, classes: int, *, width: float = 1.0, small: bool = True) -> None:
+    def __init__(
+        self,
+        classes: int,
+        *,
+        width: float = 1.0,
+        small: bool = True,
+        stages: Sequence[tuple[int, int, int, int]] = STAGES,
+    ) -> None:
         super().__init__()
         channels = scaled(32, width)
         blocks: list[nn.Module] = [conv_norm(3, channels, stride=1 if small else 2, activation=nn.ReLU6)]
-        for expansion, base, count, first_stride in STAGES:
+        for stage, (expansion, base, count, first_stride) in enumerate(stages):
             outputs = scaled(base, width)
             for i in range(count):
-                stride = first_stride if i == 0 and not (small and base == 24) else 1
+                stride = first_stride if i == 0 and not (small and stage == 1) else 1
                 blocks.append(InvertedResidual(channels, outputs, stride, expansion))
                 channels = outputs
         last = scaled(1280, max(1.0, width))

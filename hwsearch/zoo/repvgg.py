@@ -28,16 +28,19 @@ class RepVGG(nn.Module):
         classes: Outputs.
         width: Multiplies all channels.
         small: For 32×32 images: the first two of the five strides are 1.
+        blocks: Of each stage.
     """
 
-    def __init__(self, classes: int, *, width: float = 1.0, small: bool = True) -> None:
+    def __init__(
+        self, classes: int, *, width: float = 1.0, small: bool = True, blocks: tuple[int, int, int, int] = BLOCKS
+    ) -> None:
         super().__init__()
         widths = [scaled(base, width) for base in CHANNELS]
         self.stage0 = conv_norm(3, widths[0], stride=1 if small else 2)
-        self.stage1 = _stage(widths[0], widths[0], BLOCKS[0], stride=1 if small else 2)
-        self.stage2 = _stage(widths[0], widths[1], BLOCKS[1])
-        self.stage3 = _stage(widths[1], widths[2], BLOCKS[2])
-        self.stage4 = _stage(widths[2], widths[3], BLOCKS[3])
+        self.stage1 = _stage(widths[0], widths[0], blocks[0], stride=1 if small else 2)
+        self.stage2 = _stage(widths[0], widths[1], blocks[1])
+        self.stage3 = _stage(widths[1], widths[2], blocks[2])
+        self.stage4 = _stage(widths[2], widths[3], blocks[3])
         self.linear = nn.Linear(widths[3], classes)
         initialise(self)
 
