@@ -7,6 +7,7 @@ from synthetic_run import make_run, only_failures
 from hwsearch.report import frames, layer_frames
 from hwsearch.report.layer_frames import UNATTRIBUTED
 from hwsearch.report.view import units
+from hwsearch.search.predictions import Predictions, write_predictions
 from hwsearch.types import Failure, LayerTime, Success
 
 
@@ -178,3 +179,15 @@ def test_failures_have_no_layers(run, layers):
     failed = {t.number for t in run.trials if isinstance(t.outcome, Failure)}
     assert failed
     assert not failed & set(layers["number"])
+
+
+def test_random_search_covers_what_its_predicted_candidates_do(tmp_path):
+    run = dataclasses.replace(make_run(), path=tmp_path)
+    assert frames.random_search(run) == []
+    fp32 = run.trials[0].outcome
+    one = (fp32.accuracy.value, fp32.latency.best_ms / 2)
+    write_predictions(tmp_path, Predictions(evaluations=60, models=(), random=(one,) * 5))
+    shares = frames.random_search(run)
+    baselines = [t for t in run.trials if t.baseline is not None]
+    assert len(shares) == len(run.trials) - len(baselines) + 1
+    assert shares[0] < shares[1] == shares[-1] <= 1

@@ -15,7 +15,10 @@ from hwsearch.config import LimitsConfig
 from hwsearch.report.view import RunView
 from hwsearch.search.front import costs_of
 from hwsearch.search.pareto import hypervolume as dominated_area
+from hwsearch.search.predictions import read_predictions
 from hwsearch.types import Accuracy, Candidate, Failure, FrontPoint, Latency, SourceModel, Success, Trial
+
+ORDERS = 20  # in which random candidates are drawn, to average over
 
 EVALUATION_COLUMNS = [
     "number",
@@ -93,23 +96,58 @@ def hypervolume(run: RunView) -> pd.DataFrame:
     `Front.hypervolume`. Empty without a front.
     """
     columns = ["number", "key", "baseline", "hypervolume", "improved"]
-    successes = [(t, t.outcome) for t in run.trials if isinstance(t.outcome, Success)]
-    if run.front is None or not successes:
-        return pd.DataFrame(columns=columns)
-    higher = successes[0][1].accuracy.higher_is_better
-    corner = (-run.front.reference[0] if higher else run.front.reference[0], run.front.reference[1])
-    best = min((costs_of(o.accuracy, o.latency)[0] for t, o in successes if t.feasible), default=corner[0])
-    box = (corner[0] - best) * corner[1]
+    chart = _chart(run)
     rows: list[tuple[Any, ...]] = []
     costs: list[tuple[float, float]] = []
     before = 0.0
-    for trial, outcome in successes:
+    for trial, outcome in _successes(run) if chart else ():
         if trial.feasible:
             costs.append(costs_of(outcome.accuracy, outcome.latency))
-        share = dominated_area(costs, corner) / box if costs and box > 0 else 0.0
+        share = _share(costs, chart)
         rows.append((trial.number, trial.candidate.key, trial.baseline, share, share > before))
         before = share
     return with_none(pd.DataFrame(rows, columns=columns), "baseline")
+
+
+def random_search(run: RunView) -> list[float]:
+    """Share of the chart that the baselines and then candidates drawn at random are expected to cover, by evaluation.
+
+    The mean over several orders of the draws the search predicted; empty if it predicted none.
+    """
+    chart, expected = _chart(run), read_predictions(run.path)
+    if chart is None or expected is None or not expected.random:
+        return []
+    sign = -1.0 if _successes(run)[0][1].accuracy.higher_is_better else 1.0
+    known = [costs_of(o.accuracy, o.latency) for t, o in _successes(run) if t.baseline is not None]
+    drawn = [(sign * accuracy, latency) for accuracy, latency in expected.random]
+    count = max(0, len(run.trials) - len(known))
+    shares = [
+        [_share([*known, *(drawn[i] for i in order[:n])], chart) for n in range(count + 1)]
+        for order in (np.random.default_rng(seed).permutation(len(drawn)) for seed in range(ORDERS))
+    ]
+    means: list[float] = np.mean(shares, axis=0).tolist()
+    return means
+
+
+def _successes(run: RunView) -> list[tuple[Trial, Success]]:
+    return [(t, t.outcome) for t in run.trials if isinstance(t.outcome, Success)]
+
+
+def _chart(run: RunView) -> tuple[float, float, float] | None:
+    """The corner of the box in costs of accuracy and latency, and its area; None without a front."""
+    found = _successes(run)
+    if run.front is None or not found:
+        return None
+    higher = found[0][1].accuracy.higher_is_better
+    corner = (-run.front.reference[0] if higher else run.front.reference[0], run.front.reference[1])
+    best = min((costs_of(o.accuracy, o.latency)[0] for t, o in found if t.feasible), default=corner[0])
+    return (*corner, (corner[0] - best) * corner[1])
+
+
+def _share(costs: list[tuple[float, float]], chart: tuple[float, float, float] | None) -> float:
+    if chart is None or not costs or chart[2] <= 0:
+        return 0.0
+    return dominated_area(costs, chart[:2]) / chart[2]
 
 
 def with_none(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:

@@ -46,7 +46,7 @@ def _figures(run: RunView, evaluations: pd.DataFrame, layers: pd.DataFrame, show
         "layer_formats": figures.layer_formats(layers, evaluations, run.source, shown),
         "layer_channels": figures.layer_channels(layers, evaluations, run.source, shown),
         "layer_latency": figures.layer_latency(layers),
-        "hypervolume": figures.hypervolume(frames.hypervolume(run)),
+        "hypervolume": figures.hypervolume(frames.hypervolume(run), frames.random_search(run)),
         "stage_time": figures.stage_time(frames.stages(run)),
         "parallel": figures.parallel(evaluations, shown),
     }

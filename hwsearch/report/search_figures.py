@@ -12,8 +12,11 @@ from hwsearch.report.links import linked
 from hwsearch.report.view import Units
 
 
-def hypervolume(history: pd.DataFrame) -> go.Figure:
-    """Share of the chart the front dominates, after each evaluation; marks show which evaluations widened it."""
+def hypervolume(history: pd.DataFrame, random: Sequence[float] = ()) -> go.Figure:
+    """Share of the chart the front dominates, after each evaluation; marks show which evaluations widened it.
+
+    `random` is what a search without guidance is expected to reach, from the last baseline on.
+    """
     figure = style.figure(
         "Progress of the search",
         "Share of the chart the front dominates (hypervolume), as the search saw it.",
@@ -29,6 +32,18 @@ def hypervolume(history: pd.DataFrame) -> go.Figure:
             showlegend=False,
         )
     )
+    if len(random):
+        first = history.loc[history["baseline"].notna(), "number"].max()
+        figure.add_trace(
+            go.Scatter(
+                x=[first + n for n in range(len(random))],
+                y=list(random),
+                mode="lines",
+                name="random search, as predicted",
+                line={"color": style.NEUTRAL, "width": 1.5, "dash": "dot"},
+                hovertemplate="%{x} evaluations: %{y:.2%}<extra>random, predicted</extra>",
+            )
+        )
     improved = history[history["improved"].astype(bool)]
     for rows, name, marker in (
         (improved[improved["baseline"].isna()], "widened the front", {"color": style.FRONT, "size": 8}),
