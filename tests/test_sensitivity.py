@@ -1,5 +1,6 @@
 """How far outputs are apart, and what single choices do: measured on built models, kept, resumed, interpolated."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -13,18 +14,26 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.stats import spearmanr
 from test_study import DATA, TARGET, TinyNet
+from torch import nn
 
+from hwsearch.compress.fisher import compensation_error, fisher_losses
+from hwsearch.compress.reconstruct import Reconstructor
 from hwsearch.config import make_study
 from hwsearch.errors import ConfigError
 from hwsearch.model.data import splits_from
 from hwsearch.model.divergence import divergence
+from hwsearch.model.graph import trace
+from hwsearch.model.train import train
 from hwsearch.search.effects import Effect, Sensitivity, read_sensitivity
 from hwsearch.search.evaluate import Evaluator
 from hwsearch.search.prepare import load_subject, ready_target, space_for
 from hwsearch.search.progress import silent
-from hwsearch.search.sensitivity import changes, measure_sensitivities
+from hwsearch.search.sensitivity import EffectLog, changes, measure_sensitivities
+from hwsearch.space.space import uniform
 from hwsearch.types import Accuracy, Success, from_json, to_json
+from hwsearch.zoo.resnet import ResNet
 
 # --------------------------------------------------------------------------- divergence
 
@@ -155,13 +164,13 @@ class Counting(Evaluator):
 
 
 class Setup:
-    def __init__(self, folder, backend="FakeBackend", **settings):
+    def __init__(self, folder, backend="FakeBackend", module=None, data=DATA, **settings):
         path = folder / "fake.yaml"
         path.write_text(TARGET.format(backend=f"hwsearch.testing:{backend}"))
         self.config = make_study(
             {"name": "tiny", "model": "tests:TinyNet", "data": "python", "target": str(path), **settings}
         )
-        self.subject = load_subject(self.config, module=TinyNet(), splits=splits_from(DATA, self.config.data))
+        self.subject = load_subject(self.config, module=module or TinyNet(), splits=splits_from(data, self.config.data))
         self.target = ready_target(str(path), self.config)
         self.space = space_for(self.subject, self.target, self.config)
         self.source = self.subject.network.source
@@ -229,6 +238,93 @@ def test_an_evaluation_records_how_far_it_is_from_the_original(tmp_path):
         assert outcome.accuracy.divergence == pytest.approx(apart.mean)
         assert outcome.accuracy.divergence_sigma == pytest.approx(apart.standard_error)
         assert evaluator.accuracy(outcome.artifact, candidates["drop"], "report").divergence is None
+
+
+# --------------------------------------------------------------------------- estimating
+
+
+@pytest.mark.parametrize("probabilities", [True, False])
+def test_the_estimate_is_the_divergence_of_a_small_error(probabilities):
+    """For an error in the outputs themselves nothing is neglected but higher orders."""
+    torch.manual_seed(0)
+    module, images = nn.Sequential(nn.Linear(6, 5)), torch.randn(4000, 6)
+    change = 0.02 * torch.randn(5, 7)
+    errors = {"0": {"small": compensation_error(change), "none": compensation_error(0 * change)}}
+    found = fisher_losses(module, errors, {}, images, probabilities=probabilities)
+    outputs = module(images).detach()
+    changed = outputs + images @ change[:, :-1].T + change[:, -1]
+    true = divergence(changed.numpy(), outputs.numpy(), probabilities=probabilities)
+    assert float(found["small"].mean()) == pytest.approx(true.mean, rel=0.1)
+    assert not found["none"].any()
+
+
+class Linear(nn.Module):
+    """Residual branches of which one is a linear function of its shortcut and one is not."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.stem = nn.Conv2d(3, 8, 1)
+        self.linear = nn.Conv2d(8, 8, 1)
+        self.inner, self.outer = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = x + self.linear(x)
+        x = x + self.outer(self.inner(x).relu())
+        return self.head(x.mean((2, 3)))
+
+
+def test_what_is_linear_in_the_shortcut_of_a_branch_costs_little():
+    images = np.random.default_rng(0).standard_normal((64, 3, 6, 6)).astype(np.float32)
+    network = trace(Linear(), images[:1], name="linear")
+    whole = uniform(network.source, "fp32")
+    drops = {name: dataclasses.replace(whole, dropped=(name,)) for name in ("linear", "outer")}
+    drops["outer"] = dataclasses.replace(
+        whole, dropped=tuple(branch.name for branch in network.source.branches if "outer" in branch.layers)
+    )
+    found = Reconstructor(network, images).estimated(drops, images, probabilities=True)
+    assert found["linear"].mean() < 0.01 * found["outer"].mean()
+
+
+def test_estimates_rank_choices_as_measurements_do(tmp_path):
+    """A small network trained on real digits; the study asks for the estimate."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    inputs = np.repeat((digits.images[:, None] / 16 - 0.5).astype(np.float32), 3, axis=1)
+    torch.manual_seed(0)
+    module = ResNet(1, 10, width=0.5)
+    train(module, inputs[:1000], digits.target[:1000], epochs=3, lr=0.05)
+    parts = {"calibrate": slice(0, 256), "search": slice(1000, 1512), "report": slice(1512, None)}
+    data = {name: (inputs[part], digits.target[part]) for name, part in parts.items()}
+    measured, estimated = (
+        Setup(tmp_path, module=module, data=data, sensitivity={"method": method}).measure()[0]
+        for method in ("measured", "fisher")
+    )
+    assert (measured.method, estimated.method, estimated.measure) == ("measured", "fisher", "kl")
+    pairs = [
+        (one.loss, other.loss)
+        for one, other in zip(measured.effects, estimated.effects, strict=True)
+        if one.sigma > 0 and one.kind != "drop"
+    ]
+    assert len(pairs) > 20
+    assert spearmanr(*zip(*pairs, strict=True)).statistic > 0.7
+    assert read_sensitivity(tmp_path / "run") == estimated
+
+
+def test_measuring_takes_too_long_where_the_first_effects_say_so(tmp_path):
+    effect = Effect(kind="drop", name="b", value=1, loss=0.1, sigma=0.01)
+    log = EffectLog(tmp_path / "log", "origin")
+    assert not log.takes_too_long(1000)
+    log.add("one", effect, 50.0)
+    assert not log.takes_too_long(1000), "too early to tell"
+    log.add("two", effect, 30.0)
+    assert log.takes_too_long(16)
+    assert not log.takes_too_long(15)
+    assert EffectLog(tmp_path / "log", "origin").takes_too_long(16), "known after a restart"
+    assert not EffectLog(tmp_path / "log", "other").effects
 
 
 # --------------------------------------------------------------------------- on real data

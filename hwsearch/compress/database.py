@@ -62,6 +62,20 @@ class Database:
         shape = (layer.weight.shape[0], len(left), *layer.weight.shape[2:])
         return flat[:, :-1].reshape(shape).to(layer.weight.dtype), flat[:, -1].to(layer.weight.dtype)
 
+    def change(self, name: str, left: Indices) -> Tensor | None:
+        """What is added to weight and bias [outputs, columns + 1] to make up for all input entries but those `left`.
+
+        Columns of lost entries become zero. None where `weight` gives None.
+        """
+        found = self.weight(name, left)
+        if found is None:
+            return None
+        layer = self._layer(name)
+        change = -_flat(layer).float()
+        change[:, _columns(layer, torch.from_numpy(left)[None])[0]] += found[0].flatten(1)
+        change[:, -1] += found[1]
+        return change
+
     # ----------------------------------------------------------------------- making pieces
 
     def _removal_order(self, group: PruneGroup) -> Indices:

@@ -89,7 +89,7 @@ def record_goals(module: nn.Module, flow: Flow, images: Tensor, *, rows: int) ->
             targets[name][-1] = take(name, layer, one + other)
             in_sum.add(name)
 
-    with torch.inference_mode(), watch(module, flow.template.layers, look), _Sums(join):
+    with torch.inference_mode(), watch(module, flow.template.layers, look), Sums(join):
         for chunk in torch.split(images, CHUNK_IMAGES):
             module(chunk)
             waiting.clear()
@@ -124,7 +124,7 @@ def refit(
     run = _Pass(goals, flow, kept, ridge, rectify)
     modules = dict(module.named_modules())
     layers = {name: modules[name] for name in stale if name in goals}
-    with torch.inference_mode(), _replaced_forward(layers, run.forward), _Sums(run.join):
+    with torch.inference_mode(), _replaced_forward(layers, run.forward), Sums(run.join):
         module(images)
 
 
@@ -214,7 +214,7 @@ class _Pass:
         return name in self._flow.rectified and self._goals[name].in_sum == (name in self._flow.joined)
 
 
-class _Sums(TorchFunctionMode):
+class Sums(TorchFunctionMode):
     """While active, shows every sum of two tensors of one shape to `join`, which may give the result."""
 
     def __init__(self, join: Join) -> None:

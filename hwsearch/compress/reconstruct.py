@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hwsearch.compress.database import Database
+from hwsearch.compress.fisher import Error, compensation_error, fisher_losses, rounding_error
 from hwsearch.compress.fold import Flow, fold
 from hwsearch.compress.least_squares import Goal, record_goals, refit
 from hwsearch.compress.prune import Indices, entries_left, select_channels, silence_branches, slice_module
@@ -117,6 +118,40 @@ class Reconstructor:
             rectify=self.settings.rectify,
         )
         return smaller
+
+    def estimated(
+        self, changes: Mapping[str, Candidate], inputs: NDArray[np.float32], *, probabilities: bool
+    ) -> dict[str, NDArray[np.float64]]:
+        """Name -> estimated divergence of each image [N] after repair, from gradients of the original alone.
+
+        Those that cannot be estimated, since a branch does not end in a layer of its own, are left out.
+
+        Args:
+            changes: Candidates that narrow, drop or round one thing each; all are judged in the same pass.
+            inputs: Images [N, ...] they are judged on; others than those that repair, which are fitted too well.
+            probabilities: Whether the outputs are logits and the divergence is KL; relative squared error if not.
+        """
+        errors: dict[str, dict[str, Error]] = {}
+        branches: dict[str, list[str]] = {}
+        for name, candidate in changes.items():
+            for layer, error in self._errors(candidate):
+                errors.setdefault(layer, {})[name] = error
+            for branch in self._source.branches:
+                if branch.name in candidate.dropped and (ends := self._flow.joined.intersection(branch.layers)):
+                    branches.setdefault(max(ends, key=branch.layers.index), []).append(name)
+        images = torch.from_numpy(np.ascontiguousarray(inputs))
+        found = fisher_losses(self._original, errors, branches, images, probabilities=probabilities)
+        return {name: losses.double().numpy() for name, losses in found.items()}
+
+    def _errors(self, candidate: Candidate) -> Iterator[tuple[str, Error]]:
+        """Layers whose result a candidate changes, other than by dropping it, and how."""
+        for layer, (_, columns) in self._entries_left(self.select(candidate.keep)).items():
+            change = self._database.change(layer, columns)
+            if change is not None:
+                yield layer, compensation_error(change)
+        for layer, precision in candidate.precision.items():
+            if precision != "fp32":
+                yield layer, rounding_error(find_layer(self._original, layer), precision)
 
     def _insert_pieces(self, smaller: nn.Module, kept: Mapping[str, Indices]) -> None:
         for name, (rows, columns) in self._entries_left(kept).items():

@@ -51,9 +51,14 @@ def output_positions(layer: Layer, outputs: Tensor) -> int:
     return int(vectors)
 
 
+def output_rows(layer: Layer, outputs: Tensor) -> Tensor:
+    """What a layer writes as [images, positions, channels]."""
+    return outputs.flatten(2).transpose(1, 2) if isinstance(layer, CONVOLUTIONS) else _tokens(outputs)
+
+
 def take_outputs(layer: Layer, outputs: Tensor, positions: Tensor) -> Tensor:
     """Rows [images * rows per image, channels] of what a layer writes."""
-    rows = outputs.flatten(2).transpose(1, 2) if isinstance(layer, CONVOLUTIONS) else _tokens(outputs)
+    rows = output_rows(layer, outputs)
     return rows.gather(1, positions[..., None].expand(-1, -1, rows.shape[2])).flatten(0, 1)
 
 

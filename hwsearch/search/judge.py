@@ -55,8 +55,12 @@ class Judge:
 
     def divergence(self, outputs: Outputs) -> Divergence:
         """How far outputs on the first examples of the search split, as many as there are, are from the original's."""
-        original = self._original[: len(outputs)]
-        return divergence(outputs, original, probabilities=self._metric.name == "top1" and original.ndim == 2)
+        return divergence(outputs, self._original[: len(outputs)], probabilities=self.probabilities)
+
+    @property
+    def probabilities(self) -> bool:
+        """Whether outputs are logits of class probabilities."""
+        return self._metric.name == "top1" and len(self._network.source.output_shape) == 1
 
     @cached_property
     def _original(self) -> Outputs:

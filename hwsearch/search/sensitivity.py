@@ -16,12 +16,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hwsearch.errors import EvaluationError, HwSearchError
 from hwsearch.latency.build import target_device
-from hwsearch.model.divergence import Divergence
+from hwsearch.model.divergence import Divergence, Measure
 from hwsearch.model.foreign import one_line
 from hwsearch.search.effects import EVERYWHERE, Effect, Kind, Sensitivity, Value, write_sensitivity
 from hwsearch.search.evaluate import QUICK_REFIT_IMAGES, Evaluator
@@ -31,6 +32,12 @@ from hwsearch.types import PRECISIONS, Candidate, SearchSpace, SourceModel, from
 
 WIDTHS = 3
 """Widths measured per group, besides the full one; those between are interpolated."""
+
+FISHER_IMAGES = 256
+"""Examples gradients are computed for, at most."""
+
+PATIENCE_S = 600.0
+"""Above this, ``auto`` estimates instead of measuring."""
 
 SWEEPS = 7
 """Over the network, so that the first changes already tell how long all of them will take."""
@@ -49,6 +56,10 @@ class Change:
         """What this change was found to do."""
         return Effect(kind=self.kind, name=self.name, value=self.value, loss=loss, sigma=sigma, problem=problem)
 
+    def between(self, added: Divergence) -> Effect:
+        """The same, from what it adds to the divergence of each example."""
+        return self.effect(max(0.0, added.mean), added.standard_error)
+
 
 def measure_sensitivities(
     evaluator: Evaluator, space: SearchSpace, source: SourceModel, folder: Path, watch: Watcher, stop: threading.Event
@@ -66,6 +77,8 @@ def measure_sensitivities(
     Raises:
         EvaluationError: even the unchanged network cannot be built.
     """
+    if evaluator.config.sensitivity.method == "fisher":
+        return _kept(estimate_sensitivities(evaluator, space, source), folder)
     images = min(evaluator.config.sensitivity.images, len(evaluator.subject.splits.search))
     plan = changes(space, source)
     log = EffectLog(folder / "work" / "sensitivity.jsonl", _origin(evaluator, space, images))
@@ -75,16 +88,40 @@ def measure_sensitivities(
     for done, change in enumerate(missing):
         if stop.is_set():
             break
+        if evaluator.config.sensitivity.method == "auto" and log.takes_too_long(len(missing) - done):
+            return _kept(estimate_sensitivities(evaluator, space, source), folder)
         left = (time.monotonic() - started) / done * (len(missing) - done) if done else None
         watch(_progress(evaluator, change, len(plan) - len(missing) + done, len(plan), left))
-        log.add(change.candidate.key, _measured(evaluator, change, images, unchanged))
+        log.add(change.candidate.key, *_measured(evaluator, change, images, unchanged))
     known = [log.effects[change.candidate.key] for change in plan if change.candidate.key in log.effects]
     found = Sensitivity(
         images=images, measure=unchanged.measure, method="measured", effects=(*known, *_without_loss(space))
     )
-    if len(known) == len(plan):
-        write_sensitivity(folder, found)
-    return found
+    return _kept(found, folder) if len(known) == len(plan) else found
+
+
+def estimate_sensitivities(evaluator: Evaluator, space: SearchSpace, source: SourceModel) -> Sensitivity:
+    """The effect of every single choice by its Fisher score, from one pass of gradients."""
+    plan, unchanged = changes(space, source), decode(space, source, {})
+    inputs = evaluator.subject.splits.search.inputs[: min(FISHER_IMAGES, evaluator.config.sensitivity.images)]
+    found = evaluator.reconstructor.estimated(
+        {candidate.key: candidate for candidate in (unchanged, *(change.candidate for change in plan))},
+        inputs,
+        probabilities=evaluator.judge.probabilities,
+    )
+    measure: Measure = "kl" if evaluator.judge.probabilities else "relative_error"
+
+    def effect(change: Change) -> Effect:
+        if change.candidate.key not in found:
+            return change.effect(math.inf, 0.0, "it does not end in a layer of its own")
+        return change.between(Divergence(found[change.candidate.key] - found.get(unchanged.key, 0.0), measure))
+
+    return Sensitivity(
+        images=len(inputs),
+        measure=measure,
+        method="fisher",
+        effects=(*map(effect, plan), *_without_loss(space)),
+    )
 
 
 def changes(space: SearchSpace, source: SourceModel) -> list[Change]:
@@ -104,6 +141,11 @@ def changes(space: SearchSpace, source: SourceModel) -> list[Change]:
     return [Change(kind, name, value, decode(space, source, {key: i})) for kind, name, value, key, i in found]
 
 
+def _kept(found: Sensitivity, folder: Path) -> Sensitivity:
+    write_sensitivity(folder, found)
+    return found
+
+
 class EffectLog:
     """Effects on disk, one a line; lines of other origins (other weights, data, settings or devices) do not count.
 
@@ -114,29 +156,47 @@ class EffectLog:
 
     def __init__(self, path: Path, origin: str) -> None:
         self._path, self._origin = path, origin
-        self.effects: dict[str, Effect] = dict(self._read())
+        self.effects: dict[str, Effect] = {}
+        self.seconds = 0.0
+        for data in self._read():
+            self._take(data)
 
-    def add(self, key: str, effect: Effect) -> None:
-        """Remember what the candidate called `key` was found to do."""
-        line = json.dumps({"origin": self._origin, "key": key, "effect": to_json(effect)})
+    def add(self, key: str, effect: Effect, seconds: float) -> None:
+        """Remember what the candidate called `key` was found to do, and how long that took."""
+        data = {"origin": self._origin, "key": key, "seconds": seconds, "effect": to_json(effect)}
+        line = json.dumps(data)
         with self._path.open("a") as stream:
             stream.write(f"\n{line}")  # in front, so that what a kill cut short does not spoil the next line
             stream.flush()
             os.fsync(stream.fileno())
-        self.effects[key] = effect
+        self._take(data)
 
-    def _read(self) -> Iterator[tuple[str, Effect]]:
+    def takes_too_long(self, missing: int) -> bool:
+        """Whether so many more effects would take longer than anyone waits; unknown, so no, in the first minute."""
+        return self.seconds > PATIENCE_S / 10 and self.seconds / len(self.effects) * missing > PATIENCE_S
+
+    def _take(self, data: dict[str, Any]) -> None:
+        self.effects[data["key"]] = from_json(Effect, data["effect"])
+        self.seconds += data.get("seconds", 0.0)
+
+    def _read(self) -> Iterator[dict[str, Any]]:
         for line in self._path.read_text().splitlines() if self._path.exists() else ():
             try:
                 data = json.loads(line)
             except json.JSONDecodeError:  # empty, or a kill in the middle of it
                 continue
             if data["origin"] == self._origin:
-                yield data["key"], from_json(Effect, data["effect"])
+                yield data
 
 
-def _measured(evaluator: Evaluator, change: Change, images: int, unchanged: Divergence) -> Effect:
-    """The change's effect, example by example against the network without it."""
+def _measured(evaluator: Evaluator, change: Change, images: int, unchanged: Divergence) -> tuple[Effect, float]:
+    """The change's effect, example by example against the network without it, and the seconds it took."""
+    started = time.monotonic()
+    effect = _effect(evaluator, change, images, unchanged)
+    return effect, round(time.monotonic() - started, 3)
+
+
+def _effect(evaluator: Evaluator, change: Change, images: int, unchanged: Divergence) -> Effect:
     try:
         found = evaluator.divergence(change.candidate, images)
     except EvaluationError as error:
@@ -145,8 +205,7 @@ def _measured(evaluator: Evaluator, change: Change, images: int, unchanged: Dive
         raise
     except Exception as error:  # noqa: BLE001 - whatever one candidate breaks must not end the search
         return change.effect(math.inf, 0.0, one_line(error))
-    added = Divergence(found.per_example - unchanged.per_example, found.measure)
-    return change.effect(max(0.0, added.mean), added.standard_error)
+    return change.between(Divergence(found.per_example - unchanged.per_example, found.measure))
 
 
 def _positions(widths: Sequence[int]) -> list[int]:
