@@ -4,7 +4,7 @@ Sensitivities of single changes add up well near the original and fall short for
 
     divergence ≈ scale · S ** power,   S = Σ weight_segment · sensitivity_segment
 
-with weights near 1 by Bayesian linear regression, and accuracy as a falling function of S by isotonic regression.
+with weights near 1 by Bayesian linear regression, and accuracy falls with the divergence by isotonic regression.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LEAST_SIGMA = 0.003  # of a predicted accuracy, relative to the original's
 
 # Until evaluations say better: shares of its accuracy that a classifier keeps at a divergence of so many nats.
 ASSUMED_DIVERGENCE = np.array([0.0, 0.03, 0.1, 0.3, 1.0, 3.0])
-ASSUMED_SHARE = np.array([1.0, 0.99, 0.97, 0.9, 0.7, 0.3])
+ASSUMED_SHARE = np.array([1.0, 0.995, 0.985, 0.95, 0.83, 0.3])
 FEW = 4
 
 
@@ -43,7 +43,7 @@ class Calibration:
     weights: Floats
     scale: float
     power: float
-    _sums: Floats
+    _divergences: Floats
     _values: Floats
     _sigma: float
 
@@ -54,7 +54,7 @@ class Calibration:
 
     def accuracy(self, total: Floats) -> tuple[Floats, float]:
         """Expected metric of models with weighted sums `total`, and its standard error."""
-        return np.interp(np.sqrt(np.maximum(total, 0.0)), self._sums, self._values), self._sigma
+        return np.interp(self.divergence(total), self._divergences, self._values), self._sigma
 
 
 def calibrate(features: Floats, divergence: Sequence[float], values: Sequence[float], original: float) -> Calibration:
@@ -74,8 +74,8 @@ def calibrate(features: Floats, divergence: Sequence[float], values: Sequence[fl
     for _ in range(ROUNDS if len(observed) else 0):
         scale, power = _power_law(rows @ weights, observed)
         weights = _weights(rows, (observed / scale) ** (1 / power))
-    sums, fitted, sigma = _falling(rows @ weights, metric[good], original, scale, power)
-    return Calibration(weights, scale, power, sums, fitted, sigma)
+    expected = scale * (rows @ weights) ** power
+    return Calibration(weights, scale, power, *_falling(expected, metric[good], original))
 
 
 def _power_law(total: Floats, observed: Floats) -> tuple[float, float]:
@@ -96,26 +96,22 @@ def _weights(rows: Floats, target: Floats) -> Floats:
     return np.clip(np.linalg.solve(gram, pull), LEAST_WEIGHT, MOST_WEIGHT)
 
 
-def _falling(
-    total: Floats, values: Floats, original: float, scale: float, power: float
-) -> tuple[Floats, Floats, float]:
-    """Support points (square root of S, metric) of a monotone function, and the standard error around it.
+def _falling(divergence: Floats, values: Floats, original: float) -> tuple[Floats, Floats, float]:
+    """Support points (divergence, metric) of a falling function, and the standard error around it.
 
     Beyond the most damaged model seen, and everywhere before `FEW` are, stands what is assumed.
     """
     seen = len(values)
-    assumed = (ASSUMED_DIVERGENCE / scale) ** (1 / power)
-    needed = assumed > (total.max() if seen >= FEW else 0.0)
-    total = np.concatenate([total, assumed[needed]])
+    needed = (divergence.max() if seen >= FEW else 0.0) < ASSUMED_DIVERGENCE
+    divergence = np.concatenate([divergence, ASSUMED_DIVERGENCE[needed]])
     values = np.concatenate([values, original - abs(original) * (1 - ASSUMED_SHARE[needed])])
-    order = np.argsort(total)
-    x = np.sqrt(np.concatenate([[0.0], total[order]]))
+    order = np.argsort(divergence)
+    x = np.concatenate([[0.0], divergence[order]])
     y = np.concatenate([[original], values[order]])
     real = np.concatenate([[True], order < seen])
     fitted = isotonic_regression(y, weights=np.where(real, 1.0, 0.1), increasing=False).x
     sigma = max(LEAST_SIGMA * abs(original), float(np.std((y - fitted)[real])))
-    middles, means = _knots(x, fitted)
-    return middles, means, sigma
+    return *_knots(x, fitted), sigma
 
 
 def _knots(x: Floats, fitted: Floats) -> tuple[Floats, Floats]:

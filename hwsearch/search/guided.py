@@ -9,7 +9,7 @@ limit); every few proposals are left to Optuna's sampler, which searches budget 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -28,7 +28,8 @@ from hwsearch.types import Candidate, Success, Trial
 
 Floats = NDArray[np.float64]
 
-EXPLORE = 4  # every so many proposals are the sampler's
+SEEDS = (0.985, 0.95, 0.9, 0.85)  # shares of the original's accuracy that the first proposals are expected to keep
+EXPLORE, SETTLED = 4, 12  # every so many proposals, once there are so many evaluations, is the sampler's
 RECALIBRATE = 2  # evaluations after which the sensitivities are corrected again
 OPTIMISM = 1.0  # standard errors added to a predicted accuracy when proposals are compared
 MOST = 3.0  # natural logarithm of the largest multiplier
@@ -102,15 +103,25 @@ class GuidedProposer:
         self._pricing = self.guidance.pricing(trials)
         corner = self.guidance.corner(trials)
         searched = sum(trial.baseline is None for trial in trials)
-        if self._pricing is None or corner is None or searched % EXPLORE == EXPLORE - 1:
+        samplers_turn = searched >= SETTLED and searched % EXPLORE == 0
+        if self._pricing is None or corner is None or samplers_turn:
             return
         expected = self.expectation(trials)
-        at_limit = None if self._limit_ms is None else expected.chart.within(self._limit_ms)
-        for row in [*([] if at_limit is None else [at_limit]), *_promising(expected, trials, corner)]:
+        for row in self._rows(expected, trials, corner):
             candidate = expected.chart.candidate(row)
             if not _evaluated(candidate, trials):
                 self._enqueue(candidate, expected.chart, row)
                 return
+
+    def _rows(self, expected: Expectation, trials: Sequence[Trial], corner: tuple[float, float]) -> Iterator[int]:
+        """Rows of the chart in the order in which they are worth evaluating."""
+        at_limit = None if self._limit_ms is None else expected.chart.within(self._limit_ms)
+        if at_limit is not None:
+            yield at_limit
+        original = _original(trials)
+        for share in SEEDS[sum(trial.baseline is None for trial in trials) :]:
+            yield int(np.abs(expected.accuracy - (original - (1 - share) * abs(original))).argmin())
+        yield from _promising(expected, trials, corner, original)
 
     def candidate(self, running: optuna.Trial) -> Candidate:
         """The candidate a trial was queued with, or the one the solver makes of its budget and multipliers."""
@@ -171,14 +182,11 @@ class GuidedProposer:
         seen = [(c, a) for c, a in found if a.divergence is not None]
         features = np.array([self.pricing.features(candidate) for candidate, _ in seen])
         signed = [a.value if a.higher_is_better else -a.value for _, a in seen]
-        original = next(
-            (-costs_of(t.outcome.accuracy, t.outcome.latency)[0] for t in trials if isinstance(t.outcome, Success)), 0.0
-        )
         return calibrate(
             features.reshape(len(seen), len(self.pricing.segments)),
             [a.divergence or 0.0 for _, a in seen],
             signed,
-            original,
+            _original(trials),
         )
 
     def _solved(self, logs: tuple[float, ...]) -> Chart:
@@ -192,14 +200,24 @@ class GuidedProposer:
         enqueue(self._study, candidate, numbers | {BUDGET: min(1.0, max(0.0, budget))})
 
 
-def _promising(expected: Expectation, trials: Sequence[Trial], corner: tuple[float, float]) -> list[int]:
-    """Rows of the chart that may improve the front, the largest gain in hypervolume first."""
-    known = [
-        costs_of(t.outcome.accuracy, t.outcome.latency) for t in trials if t.feasible and isinstance(t.outcome, Success)
-    ]
-    hoped = np.column_stack([-(expected.accuracy + OPTIMISM * expected.sigma), expected.chart.latency_ms])
-    gains = hypervolume_gains(hoped, known, corner)
+def _promising(
+    expected: Expectation, trials: Sequence[Trial], corner: tuple[float, float], original: float
+) -> list[int]:
+    """Rows of the chart that may improve the front, the largest gain in hypervolume first.
+
+    No model is hoped to be better than the original.
+    """
+    feasible = (t.outcome for t in trials if t.feasible)
+    known = [costs_of(o.accuracy, o.latency) for o in feasible if isinstance(o, Success)]
+    hoped = np.minimum(expected.accuracy + OPTIMISM * expected.sigma, original)
+    gains = hypervolume_gains(np.column_stack([-hoped, expected.chart.latency_ms]), known, corner)
     return [int(row) for row in np.argsort(-gains, kind="stable") if gains[row] > 0]
+
+
+def _original(trials: Sequence[Trial]) -> float:
+    """Metric of the first model evaluated, the widest baseline, signed so that higher is better."""
+    found = (t.outcome for t in trials)
+    return next((-costs_of(o.accuracy, o.latency)[0] for o in found if isinstance(o, Success)), 0.0)
 
 
 def _rounded(logs: Sequence[float] | Floats) -> tuple[float, ...]:

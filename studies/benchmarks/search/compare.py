@@ -84,7 +84,7 @@ def run(
     ready = ready_target(target, config)
     facts = identity(subject, ready, space_for(subject, ready, config), config)
     out.mkdir(parents=True, exist_ok=True)
-    work = out / f"process-{threading.get_native_id()}"
+    work = out / f"work-{methods.replace(',', '-')}"  # of its own for each of several processes
     with Evaluator(subject, ready, config, work) as evaluator:
         shared = Shared(config, facts, evaluator, work)
         for seed in map(int, seeds.split(",")):
