@@ -61,7 +61,14 @@ def run_study(
     ready = {name: ready_target(name, config) for name in targets}
     stop = stop or threading.Event()
     progress(Progress(target=targets[0], stage="prepare", done=0, total=0, message="loading model and data"))
-    subject = load_subject(config, module=module, splits=splits, metric=metric)
+    subject = load_subject(
+        config,
+        module=module,
+        splits=splits,
+        metric=metric,
+        trained=out.parent / "trained",
+        on_epoch=lambda epoch, loss: progress(_training(config, targets[0], epoch, loss)),
+    )
     runs = []
     for name in targets:
         space = space_for(subject, ready[name], config)
@@ -126,6 +133,11 @@ def _search_target(
             tell(search, "finalists", "measuring the finalists together")
             finalise(folder, search.trials, evaluator, wanted)
     tell(search, "done", ended)
+
+
+def _training(config: StudyConfig, target: str, epoch: int, loss: float) -> Progress:
+    epochs = config.reparam.epochs if config.reparam else 0
+    return Progress(target=target, stage="train", done=epoch, total=epochs, message=f"loss {loss:.3f}")
 
 
 def _targets(config: StudyConfig, only: str | None) -> list[str]:
