@@ -1,12 +1,14 @@
 """A made-up but realistic run for the report's tests: ResNet-20, baselines, failures, ties, a final front."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from hwsearch.config import StudyConfig
+from hwsearch.search.effects import Effect, Sensitivity
 from hwsearch.search.front import assemble, choose, costs_of
 from hwsearch.search.pareto import front_mask
 from hwsearch.types import (
@@ -73,6 +75,7 @@ class MadeUpRun:
     created: str
     trials: tuple[Trial, ...]
     front: Front | None
+    sensitivity: Sensitivity | None = None
 
 
 def make_run(evaluations=60, blocks=3, *, final=True, seed=0, limits=None, metric="top1", higher=True) -> MadeUpRun:
@@ -101,6 +104,26 @@ def make_run(evaluations=60, blocks=3, *, final=True, seed=0, limits=None, metri
         trials=trials,
         front=maker.front(trials, final=final),
     )
+
+
+def make_sensitivity(source: SourceModel) -> Sensitivity:
+    """A loss for every branch, three widths of every group and int8 of every layer, one of which failed."""
+    rng = np.random.default_rng(0)
+
+    def effect(kind, name, value, size):
+        loss = size * rng.lognormal()
+        return Effect(kind=kind, name=name, value=value, loss=loss, sigma=0.1 * loss)
+
+    effects = [effect("drop", branch.name, 1, 0.2) for branch in source.branches]
+    for group in source.groups:
+        effects += [effect("keep", group.name, group.channels * n // 4, 0.3 / n**2) for n in (1, 2, 3)]
+        effects.append(Effect(kind="keep", name=group.name, value=group.channels, loss=0.0, sigma=0.0))
+    effects += [effect("precision", layer.name, "int8", 1e-4) for layer in source.layers[:-1]]
+    last = source.layers[-1].name
+    effects.append(
+        Effect(kind="precision", name=last, value="int8", loss=math.inf, sigma=0.0, problem="build: no kernel")
+    )
+    return Sensitivity(images=512, measure="kl", method="measured", effects=tuple(effects))
 
 
 def resnet(blocks: int) -> SourceModel:

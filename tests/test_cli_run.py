@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from hwsearch.cli.main import main
+from hwsearch.search.effects import Effect, Sensitivity, write_sensitivity
 from hwsearch.search.run import Run
 
 MODEL = """
@@ -153,6 +155,39 @@ def test_show_and_compare(run, searched):
     assert code == 0
     assert differing["precision 0"] == ["fp32", "int8"]
     assert not any(name.startswith("keep") for name in differing)
+
+
+def test_show_what_single_choices_do(run, searched):
+    code, _, err = run("show", searched, "--sensitivity")
+    assert code == 2
+    assert "no sensitivities are known" in err
+    assert "search.sampler = random" in err
+    known = Effect(kind="keep", name="0", value=8, loss=0.125, sigma=0.0125)
+    failed = Effect(kind="precision", name="2", value="int8", loss=math.inf, sigma=0.0, problem="build: crash")
+    same = Effect(kind="keep", name="0", value=16, loss=0.0, sigma=0.0)
+    found = Sensitivity(images=64, measure="kl", method="measured", effects=(known, failed, same))
+    write_sensitivity(Run.open(searched / "ort-cpu").path, found)
+    code, out, _ = run("show", searched, "--sensitivity")
+    assert code == 0
+    lines = [line.split() for line in out.splitlines()]
+    assert lines == [
+        ["choice", "of", "value", "kl"],
+        ["keep", "0", "8", "0.12500", "±", "0.01250"],
+        ["precision", "2", "int8", "inf", "build:", "crash"],
+    ]
+    document = json.loads(run("show", searched, "--sensitivity", "--json")[1])["sensitivity"]
+    assert [effect["loss"] for effect in document["effects"]] == [0.125, None, 0.0]
+    (searched / "ort-cpu" / "sensitivity.json").write_text("{}")
+    code, _, err = run("show", searched, "--sensitivity")
+    assert code == 2
+    assert "is damaged" in err
+    (searched / "ort-cpu" / "sensitivity.json").unlink()
+
+
+def test_show_needs_a_key_or_a_question(run, searched):
+    code, _, err = run("show", searched)
+    assert code == 2
+    assert "allowed: the KEY of a candidate, or --sensitivity" in err
 
 
 def test_a_key_that_does_not_exist(run, searched):

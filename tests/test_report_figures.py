@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from synthetic_run import make_run, only_failures
+from synthetic_run import make_run, make_sensitivity, only_failures
 
 from hwsearch.report import figures, frames, layer_frames, style
 from hwsearch.report.layer_frames import UNATTRIBUTED
@@ -208,3 +208,38 @@ def test_an_unknown_format_is_drawn_as_not_known(run):
     trial = dataclasses.replace(run.trials[0], outcome=dataclasses.replace(run.trials[0].outcome, layers=(unit,)))
     figure = figures.layer_latency(layer_frames.layers(dataclasses.replace(run, trials=(trial,))))
     assert named(figure, "posit8").marker.color == style.UNREPORTED
+
+
+def test_sensitivity_map_has_every_effect_at_its_layers(run):
+    found = make_sensitivity(run.source)
+    figure = figures.sensitivity_map(found, run.source)
+    cells = next(trace for trace in figure.data if trace.type == "heatmap")
+    assert list(cells.x) == [layer.name for layer in run.source.layers]
+    assert list(cells.y) == [
+        "branch dropped", "25% of the channels", "50% of the channels", "75% of the channels", "int8",
+    ]  # fmt: skip
+    at = {
+        (row, layer): words
+        for row, line in zip(cells.y, cells.customdata, strict=True)
+        for layer, words in zip(cells.x, line, strict=True)
+    }
+    for branch in run.source.branches:
+        loss, sigma = found.loss("drop", branch.name, 1)
+        for layer in branch.layers:
+            assert at["branch dropped", layer] == f"branch {branch.name} dropped: {loss:.3g} ± {sigma:.1g}"
+    assert at["25% of the channels", "conv1"].startswith("4 of 16 channels of conv1: ")
+    assert at["25% of the channels", run.source.layers[-1].name] == ""
+    assert at["int8", run.source.layers[-1].name].endswith("failed, build: no kernel")
+    assert cells.text[-1][-1] == "×"
+
+
+def test_sensitivity_map_is_darker_where_more_is_lost(run):
+    found = make_sensitivity(run.source)
+    cells = figures.sensitivity_map(found, run.source).data[-1]
+    row = dict(zip(cells.x, cells.z[list(cells.y).index("50% of the channels")], strict=True))
+    halves = {group.name: group.channels // 2 for group in run.source.groups}
+    asked = [effect for effect in found.effects if effect.kind == "keep" and halves[effect.name] == effect.value]
+    shades = [row[effect.name] for effect in sorted(asked, key=lambda effect: effect.loss)]
+    assert len(shades) == len(halves)
+    assert shades == sorted(shades)
+    assert cells.zmin <= shades[0] < shades[-1] <= cells.zmax

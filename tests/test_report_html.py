@@ -1,9 +1,10 @@
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
 
 import pytest
-from synthetic_run import make_run, only_failures
+from synthetic_run import make_run, make_sensitivity, only_failures
 
 from hwsearch.errors import ConfigError
 from hwsearch.report.html import render, write_report
@@ -56,6 +57,14 @@ def test_the_data_are_strict_json_and_complete(run, text):
     assert {row["key"]: row["number"] for row in data["evaluations"]}
     assert data["export"] == "hwsearch export 'runs/cifar10 resnet20/ort-cpu'"
     assert set(data["figures"]) == {attrs["data-chart"] for _, attrs in Page(text).elements if "data-chart" in attrs}
+
+
+def test_sensitivities_have_a_section_where_there_are_any(run, text):
+    assert 'data-chart="sensitivity"' not in text
+    asked = dataclasses.replace(run, sensitivity=make_sensitivity(run.source))
+    page = Page(render(asked))
+    assert ("section", {"class": "panel", "data-chart": "sensitivity"}) in page.elements
+    assert "sensitivity" in json.loads(page.scripts[0])["figures"]
 
 
 def test_messages_cannot_become_markup(text):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hwsearch.cli.front import speed_up
-from hwsearch.cli.output import flags, next_step, print_facts, print_json, print_table, print_text
+from hwsearch.cli.output import flags, next_step, note, print_facts, print_json, print_table, print_text
 from hwsearch.cli.verb import RunPath, TargetName, verb
 from hwsearch.errors import ConfigError
 from hwsearch.space.space import uniform
@@ -18,16 +18,26 @@ from hwsearch.types import Candidate, FrontPoint, Latency, LayerTime, PruneGroup
 if TYPE_CHECKING:
     from hwsearch.search.run import Run
 
-Key = Annotated[str, typer.Argument(metavar="KEY", help="key of a candidate, or its first digits")]
+Key = Annotated[str | None, typer.Argument(metavar="KEY", help="key of a candidate, or its first digits")]
 Keys = Annotated[list[str], typer.Argument(metavar="KEY KEY...", help="two or more candidates")]
 
 
+OfChoices = Annotated[bool, typer.Option("--sensitivity", help="instead of a candidate, what each choice alone does")]
+
+
 @verb
-def show(run: RunPath, key: Key, target: TargetName = None) -> None:
+def show(run: RunPath, key: Key = None, target: TargetName = None, sensitivity: OfChoices = False) -> None:
     """Show one candidate: its choices, its numbers, and the precision each layer really ran in."""
     from hwsearch.search.run import find_run
 
     found = find_run(run, target)
+    if sensitivity:
+        _show_sensitivity(found)
+        return
+    if key is None:
+        raise ConfigError(
+            "show what?", allowed="the KEY of a candidate, or --sensitivity", hint=f"hwsearch front {run}"
+        )
     trial = found.trial(key)
     if flags().json:
         print_json({"trial": to_json(trial), "point": to_json(_point(found, trial))})
@@ -68,6 +78,26 @@ def compare(run: RunPath, keys: Keys, target: TargetName = None) -> None:
         print_table([title, *names], rows or [["no difference", *[""] * len(names)]])
         print_text("")
     next_step("hwsearch", "export", found.path, "--key", names[0], "--out", "OUT")
+
+
+def _show_sensitivity(run: Run) -> None:
+    found = run.sensitivity
+    if found is None:
+        raise ConfigError(
+            f"no sensitivities are known in {run.path}",
+            where=f"search.sampler = {run.config.search.sampler}",
+            hint="the guided sampler measures them before it proposes anything",
+        )
+    if flags().json:
+        print_json({"sensitivity": to_json(found)})
+        return
+    rows = [
+        [effect.kind, effect.name, str(effect.value), f"{effect.loss:.5f}", effect.problem or f"± {effect.sigma:.5f}"]
+        for effect in found.effects
+        if effect.loss or effect.sigma
+    ]
+    print_table(["choice", "of", "value", found.measure, ""], rows)
+    note(f"\n{found.method} on {found.images} images, each choice alone, after repair")
 
 
 def _point(run: Run, trial: Trial) -> FrontPoint | None:

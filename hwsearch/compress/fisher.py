@@ -233,4 +233,5 @@ def _rounded(values: Tensor, precision: str, spread: Tensor) -> Tensor:
     if not PRECISIONS[precision].integer:
         return values.to(FLOATS[precision]).to(values.dtype)
     step = spread.clamp_min(1e-12) / (2 ** PRECISIONS[precision].weight_bits - 1)
-    return (values / step).round() * step
+    found: Tensor = (values / step).round() * step
+    return found

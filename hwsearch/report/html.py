@@ -21,6 +21,8 @@ from hwsearch.store import atomic_write
 
 SCRIPTS = ("state.js", "charts.js", "filters.js", "compare.js", "table.js", "page.js")
 
+SENSITIVITY = '<section class="panel" data-chart="sensitivity"></section>'
+
 
 def write_report(run: RunView, path: Path) -> Path:
     """Write the report of a run to `path` and return it.
@@ -44,6 +46,7 @@ def render(run: RunView) -> str:
         eyebrow=escape(_eyebrow(run)),
         headline=escape(found.headline),
         reason=escape(found.reason),
+        sensitivity="" if run.sensitivity is None else SENSITIVITY,
         failures=_failures(frames.failures(run)),
         footer=_footer(run),
         data=_embedded(payload(run, evaluations, shown, found)),

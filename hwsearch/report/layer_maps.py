@@ -22,7 +22,7 @@ def layer_formats(layers: pd.DataFrame, evaluations: pd.DataFrame, source: Sourc
     cells = _cells(layers, rows)
     names = style.formats_in_order(set(cells["requested"].dropna()))
     levels = {name: level for level, name in enumerate(names)}
-    figure = _map(
+    figure = heat_map_frame(
         "Number format per layer",
         "What each finalist asks of every layer, fastest on top. Top: where the work is.",
         source,
@@ -58,7 +58,7 @@ def layer_channels(layers: pd.DataFrame, evaluations: pd.DataFrame, source: Sour
     rows = _labelled_rows(evaluations, units)
     cells = _cells(layers, rows)
     cells = cells.assign(ratio=(cells["kept"] / cells["channels"]).where(~cells["dropped"].astype(bool)).astype(float))
-    figure = _map(
+    figure = heat_map_frame(
         "Channels kept per layer",
         "Output channels each finalist keeps, fastest on top; numbers are channels left. Top: where the work is.",
         source,
@@ -118,8 +118,8 @@ def _matrix(cells: pd.DataFrame, column: str, rows: pd.DataFrame) -> pd.DataFram
     return cells.pivot(index="number", columns="layer", values=column).reindex(index=rows["number"], columns=order)
 
 
-def _map(title: str, subtitle: str, source: SourceModel, rows: pd.DataFrame) -> go.Figure:
-    """A heat map's frame: MACs on top, rows of constant height that stay in place when some are filtered out."""
+def heat_map_frame(title: str, subtitle: str, source: SourceModel, rows: pd.DataFrame) -> go.Figure:
+    """A heat map's frame: a column per layer, MACs on top, and a row of constant height per `label` of `rows`."""
     body = max(1, len(rows)) * ROW_PX
     figure = style.figure(title, subtitle, height=body + MACS_PX + MARGINS_PX)
     names = [layer.name for layer in source.layers]

@@ -41,7 +41,7 @@ def payload(run: RunView, evaluations: pd.DataFrame, shown: Units, found: Verdic
 
 
 def _figures(run: RunView, evaluations: pd.DataFrame, layers: pd.DataFrame, shown: Units) -> dict[str, go.Figure]:
-    return {
+    drawn = {
         "pareto": figures.pareto(evaluations, shown),
         "layer_formats": figures.layer_formats(layers, evaluations, run.source, shown),
         "layer_channels": figures.layer_channels(layers, evaluations, run.source, shown),
@@ -50,6 +50,9 @@ def _figures(run: RunView, evaluations: pd.DataFrame, layers: pd.DataFrame, show
         "stage_time": figures.stage_time(frames.stages(run)),
         "parallel": figures.parallel(evaluations, shown),
     }
+    if run.sensitivity is not None:
+        drawn["sensitivity"] = figures.sensitivity_map(run.sensitivity, run.source)
+    return drawn
 
 
 def _number(evaluations: pd.DataFrame, column: str, value: str | None) -> int | None:

@@ -34,6 +34,9 @@ STATUSES = {"front": FRONT, "finalist": FRONT, "searched": SEARCHED, "infeasible
 
 KEPT_SCALE = [[0.0, "#fbe39a"], [0.35, "#c9c77f"], [0.6, "#7fae93"], [0.8, "#5590a9"], [1.0, "#3f6fb5"]]
 
+LOSS_SCALE = [[0.0, "#e6e9ee"], [0.4, "#e3b4c3"], [0.7, "#c9658a"], [1.0, "#7a1c45"]]
+"""One hue, darker for what hurts more."""
+
 STAGES = ("#6f7fb0", "#b3bddb", "#97739c", "#cfb4d2", "#a08a6c", "#d3c4a6", "#7c8b93", "#b9c3c9")
 
 FONT = "Inter, system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'Liberation Sans', sans-serif"

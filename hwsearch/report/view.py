@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from hwsearch.config import StudyConfig
+from hwsearch.search.effects import Sensitivity
 from hwsearch.types import Device, Front, SearchSpace, SourceModel, Success, Target, Trial
 
 
@@ -56,6 +57,10 @@ class RunView(Protocol):
     @property
     def front(self) -> Front | None:
         """None before the first success."""
+
+    @property
+    def sensitivity(self) -> Sensitivity | None:
+        """What each single choice does; None if the search did not ask."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

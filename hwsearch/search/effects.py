@@ -13,7 +13,7 @@ from scipy.optimize import isotonic_regression
 
 from hwsearch.errors import ConfigError, did_you_mean
 from hwsearch.store import read_json, write_json
-from hwsearch.types import PRECISIONS, SCHEMA_VERSION, from_json, to_json
+from hwsearch.types import SCHEMA_VERSION, from_json, to_json
 
 Kind = Literal["keep", "drop", "precision"]
 Value = int | str
@@ -120,11 +120,6 @@ def read_sensitivity(folder: Path) -> Sensitivity | None:
         return from_json(Sensitivity, data)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} is damaged", where=str(error), hint="delete it and search again") from error
-
-
-def is_float(value: Value) -> bool:
-    """Whether a precision's value is a float format."""
-    return isinstance(value, str) and not PRECISIONS[value].integer
 
 
 def _at_width(found: Mapping[Value, Effect], width: int) -> tuple[float, float]:

@@ -5,6 +5,7 @@ runs/<name>/<target>/
   study.yaml    the resolved study
   study.db      the evaluations (unless the study names another storage)
   front.json    the finalists, measured again together and scored on the report split
+  sensitivity.json   what each single choice does alone, where the search asked
   work/         arrays, artifacts and logs
 """
 
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from hwsearch.config import StudyConfig, load_study
 from hwsearch.errors import ConfigError, did_you_mean
+from hwsearch.search.effects import Sensitivity, read_sensitivity
 from hwsearch.search.front import choose, provisional
 from hwsearch.search.pareto import pick
 from hwsearch.search.storage import load_trials
@@ -122,6 +124,11 @@ class Run:
             allowed=f"one of {len(keys)} keys, e.g. {', '.join(keys[:4])}",
             hint=did_you_mean(key, keys),
         )
+
+    @property
+    def sensitivity(self) -> Sensitivity | None:
+        """What each single choice does alone; None if the search did not ask."""
+        return read_sensitivity(self.path)
 
     def artifact(self, key: str) -> Artifact:
         """A candidate's artifact, with paths that can be opened."""
