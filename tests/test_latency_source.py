@@ -142,3 +142,13 @@ def test_campaigns_on_a_slow_moment_are_brought_to_the_scale_of_the_reference():
         key: measured(1.2 * milliseconds(c), slow.reference) for key, (_, c) in models.items()
     }
     assert ask(found, 0.5, 0.9).best_ms == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("ms", "value", "hopeless"), [(2.0, 0.8, True), (0.5, 0.5, False), (1.0, 0.895, False)])
+def test_first_examples_rule_out_what_is_slower_and_worse_beyond_doubt(ms, value, hopeless):
+    found = source(Device())
+    found.remember(trial(1.0, 0.9, measured(1.0)))
+    assert found.rules_out(model(ms), accuracy(value)) is hopeless
+    without_table = LatencySource(measure=Device(), batch=1)
+    without_table.remember(trial(1.0, 0.9, measured(1.0)))
+    assert not without_table.rules_out(model(ms), accuracy(value))

@@ -1,5 +1,6 @@
 """Timing on simulated machines, where the truth is known."""
 
+import dataclasses
 import gc
 import math
 import random
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from hwsearch.backends.campaign import measure_interleaved
 from hwsearch.backends.intervals import minimum_standard_error, signed_rank_interval
-from hwsearch.backends.timing import Samples, TimingPolicy, compare, summarise, through_reference
+from hwsearch.backends.timing import Samples, TimingPolicy, combined, compare, summarise, through_reference
 from hwsearch.types import Latency, from_json, to_json
 
 
@@ -322,3 +323,19 @@ def test_marks_never_remove_data(seed):
     for one in found.values():
         assert len(one.rounds_ns) == len(one.contaminated) == 30
         assert {len(times) for times in one.rounds_ns} == {2}
+
+
+def test_two_campaigns_together_are_surer_than_each():
+    def campaign(ratio, half):
+        return Latency(
+            best_ms=ratio, median_ms=ratio, p90_ms=None, p99_ms=None, ci95_ms=(ratio - half, ratio + half), rounds=24,
+            samples=100, batch=1, source="measured", sigma_ms=half / 2, reference_ms=1.0, reference_ratio=ratio,
+            reference_ratio_ci95=(ratio - half, ratio + half),
+        )  # fmt: skip
+
+    found = combined(campaign(0.50, 0.01), campaign(0.53, 0.02))
+    assert found.best_ms == pytest.approx(0.506)  # the surer campaign weighs four times as much
+    assert found.ci95_ms[1] - found.ci95_ms[0] < 0.02
+    assert (found.rounds, found.samples) == (48, 200)
+    alone = dataclasses.replace(campaign(0.5, 0.01), reference_ratio=None)
+    assert combined(alone, campaign(0.53, 0.02)) == alone

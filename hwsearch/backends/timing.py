@@ -147,6 +147,27 @@ def through_reference(latency: Latency, floor_ms: float) -> Latency:
     )
 
 
+def combined(one: Latency, other: Latency) -> Latency:
+    """`one` made more certain by another campaign with the same reference; ratios are weighted by their precision.
+
+    A model keeps the memory layout it got when it was opened, so another campaign tells more than a longer one.
+    """
+    if one.reference_ratio is None or one.reference_ms is None or other.reference_ratio is None:
+        return one
+    weights = [1 / _ratio_sigma(found) ** 2 for found in (one, other)]
+    ratio = (weights[0] * one.reference_ratio + weights[1] * other.reference_ratio) / sum(weights)
+    half = Z95 / math.sqrt(sum(weights))
+    joined = dataclasses.replace(one, reference_ratio=ratio, reference_ratio_ci95=(ratio - half, ratio + half))
+    found = through_reference(joined, one.reference_ms)
+    return dataclasses.replace(found, rounds=one.rounds + other.rounds, samples=one.samples + other.samples)
+
+
+def _ratio_sigma(latency: Latency) -> float:
+    assert latency.reference_ratio_ci95 is not None
+    low, high = latency.reference_ratio_ci95
+    return max((high - low) / (2 * Z95), 1e-9)
+
+
 def _scaled(value: float | None, scale: float) -> float | None:
     return None if value is None else value * scale
 

@@ -104,7 +104,7 @@ def _expected(run: Run, max_latency_ms: float | None) -> Prediction | None:
 
 
 def _expected_document(expected: Prediction) -> dict[str, Any]:
-    return {"key": expected.candidate.key} | to_json(expected)
+    return {"key": expected.candidate.key, **to_json(expected)}
 
 
 def _expected_in_words(expected: Prediction, run: Run, limit: float | None) -> str:

@@ -55,6 +55,7 @@ from hwsearch.types import (
 )
 
 CAMPAIGN_SLACK = 4.0
+SCREEN_IMAGES = 512  # of the search split, after which a hopeless candidate is given up
 
 QUICK_REFIT_IMAGES = 128
 """Half of the usual ones: single changes of ResNet-20 keep their order (Spearman .99) at half the time."""
@@ -240,7 +241,7 @@ class Evaluator:
         with watch.on("build"):
             artifact = self._build(compressed, candidate, folder)
         with watch.on("accuracy"):
-            accuracy = self.accuracy(artifact, candidate, "search")
+            accuracy = self._screened(artifact, candidate, baseline)
         with watch.on("inspect"):
             layers = self._builder.inspect(
                 self.located(artifact),
@@ -260,6 +261,20 @@ class Evaluator:
             nonzero=compressed.nonzero,
             macs=compressed.macs,
         )
+
+    def _screened(self, artifact: Artifact, candidate: Candidate, baseline: bool) -> Accuracy:
+        """Accuracy on the search split; on its first examples alone where those rule the candidate out of the front."""
+        inputs = self.subject.splits.search.inputs
+        if baseline or len(inputs) < 2 * SCREEN_IMAGES:
+            return self.accuracy(artifact, candidate, "search")
+        for name, part in (("screen", inputs[:SCREEN_IMAGES]), ("rest", inputs[SCREEN_IMAGES:])):
+            if not self._array(name, "inputs").exists():
+                self._save(name, "inputs", part)
+        outputs = self._outputs(artifact, candidate, "screen")
+        first = self.judge.accuracy(outputs, "search")
+        if self.latency.rules_out(candidate, first):
+            return first
+        return self.judge.accuracy(np.concatenate([outputs, self._outputs(artifact, candidate, "rest")]), "search")
 
     def _stitch(self, candidate: Candidate, refit_images: int | None = None) -> CompressedModel:
         return stitch(

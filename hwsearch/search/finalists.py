@@ -7,8 +7,10 @@ measurements that chose it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
+from hwsearch.backends.timing import combined
 from hwsearch.search.evaluate import Evaluator
 from hwsearch.search.front import assemble, choose
 from hwsearch.search.run import FRONT_FILE, Identity, final_front
@@ -27,20 +29,31 @@ def finalise(folder: Path, trials: Sequence[Trial], evaluator: Evaluator, identi
     models = {t.candidate.key: (t.outcome.artifact, t.candidate) for t in chosen if isinstance(t.outcome, Success)}
     again = {_SECOND + key: built for key, model in models.items() if (built := evaluator.rebuilt(*model)) is not None}
     latencies = evaluator.latency.together(models | again)
-    front = assemble(
+    final = partial(
+        assemble,
         chosen,
-        latencies,
-        {key: evaluator.accuracy(artifact, candidate, "report") for key, (artifact, candidate) in models.items()},
+        accuracies={key: evaluator.accuracy(artifact, c, "report") for key, (artifact, c) in models.items()},
         target=identity.target.name,
         device=identity.device,
         objectives=identity.objectives,
         final=True,
         build_spreads=_spreads(latencies),
     )
+    tied = _tied(final(latencies=latencies))
+    if tied:
+        second = evaluator.latency.together({key: models[key] for key in tied})
+        latencies |= {key: combined(latencies[key], found) for key, found in second.items()}
+    front = final(latencies=latencies)
     write_json(
         folder / FRONT_FILE, {"schema_version": SCHEMA_VERSION, "finalists": sorted(models), "front": to_json(front)}
     )
     return front
+
+
+def _tied(front: Front) -> set[str]:
+    """Measured points of the front that the noise keeps from being told apart: they are worth measuring once more."""
+    keys = {p.key for p in front.points if p.on_front and p.latency.reference_ratio is not None}
+    return {p.key for p in front.points if p.key in keys and keys & set(p.tied_with)}
 
 
 def _spreads(latencies: Mapping[str, Latency]) -> dict[str, float]:

@@ -89,7 +89,9 @@ class Guidance:
 
     def _teach(self, trials: Sequence[Trial]) -> None:
         """Show the stand-in for a table what was measured since; a table learns from its latency source."""
-        for trial in trials if self._proxy is not None else ():
+        if self._proxy is None:
+            return
+        for trial in trials:
             if isinstance(trial.outcome, Success) and trial.number not in self._taught:
                 self._taught.add(trial.number)
                 self._proxy.learn(trial.candidate, trial.outcome.latency.best_ms)

@@ -37,15 +37,15 @@ class Judge:
         self._path = folder / "original.search.npy"
 
     def accuracy(self, outputs: Outputs, split: Split) -> Accuracy:
-        """The metric's value for outputs [N, ...] on a whole split; on the search split also their divergence."""
+        """The metric for outputs [N, ...] on a split's first N examples; on the search split also their divergence."""
         data = self._splits.named(split)
-        value, interval = self._metric.score(outputs, data.targets)
+        value, interval = self._metric.score(outputs, data.targets[: len(outputs)])
         apart = self.divergence(outputs) if split == "search" else None
         return Accuracy(
             metric=self._metric.name,
             value=value,
             higher_is_better=self._metric.higher_is_better,
-            examples=len(data.targets),
+            examples=len(outputs),
             ci95=interval,
             split=split,
             data_hash=data.sha256,

@@ -92,16 +92,22 @@ class LatencySource:
             sigma_ms=sigma,
         )
 
+    def rules_out(self, candidate: Candidate, accuracy: Accuracy) -> bool:
+        """Whether a candidate with this accuracy is off the front already, as far as the table knows its latency."""
+        predicted = self._predicted(candidate)
+        return predicted is not None and self._beaten(predicted, accuracy)
+
     def _worth_measuring(self, predicted: Latency, accuracy: Accuracy, baseline: bool) -> bool:
-        """Whether the candidate, as fast as it may be and as accurate as it may be, is beaten by none so far."""
         if not self.device_present or self.always_predict:
             return False
-        if baseline:
-            return True
+        return baseline or not self._beaten(predicted, accuracy)
+
+    def _beaten(self, predicted: Latency, accuracy: Accuracy) -> bool:
+        """Whether an earlier model beats it, were it as fast and as accurate as it may be."""
         cost, _ = costs_of(accuracy, predicted)
         spread = 0.0 if accuracy.ci95 is None else (accuracy.ci95[1] - accuracy.ci95[0]) / 2
         hopeful = (cost - spread, predicted.ci95_ms[0])
-        return not any(rival[0] <= hopeful[0] and rival[1] <= hopeful[1] for rival in self._rivals)
+        return any(rival[0] <= hopeful[0] and rival[1] <= hopeful[1] for rival in self._rivals)
 
 
 def latency_source(network: Network, target: Target, config: StudyConfig, measure: Measure) -> LatencySource:

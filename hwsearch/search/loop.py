@@ -97,19 +97,27 @@ def _step(search: Search) -> bool:
         storage.repeat(search.study, running, known)
         return False
     baseline = running.user_attrs.get(storage.BASELINE)
+    yardstick = _yardstick(search.trials)
     outcome, seconds = search.evaluator.evaluate(candidate, baseline=baseline is not None)
     trial = Trial(
         number=running.number,
         candidate=candidate,
         baseline=baseline,
         outcome=outcome,
-        constraints=constraints(outcome, search.config, _yardstick(search.trials)),
+        constraints=constraints(outcome, search.config, yardstick),
         seconds=seconds,
+        fidelity=_fidelity(outcome, yardstick),
         finished_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
     )
     storage.record(search.study, running, trial)
     search.evaluator.remember(trial)
     return True
+
+
+def _fidelity(outcome: Success | Failure, yardstick: Accuracy | None) -> str:
+    """``F1`` for a model given up after its first examples."""
+    given_up = isinstance(outcome, Success) and yardstick is not None and outcome.accuracy.examples < yardstick.examples
+    return "F1" if given_up else "F2"
 
 
 def _known(trials: tuple[Trial, ...], candidate: Candidate) -> Trial | None:

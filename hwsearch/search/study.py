@@ -106,10 +106,11 @@ def _search_target(
     with Evaluator(subject, wanted.target, config, folder) as evaluator:
         total = finished + extend if extend is not None else config.search.evaluations
         seed = config.search.seed
-        proposer: Proposer = LayerProposer(study, wanted.space, wanted.source, seed=seed, budget=total)
+        layers = LayerProposer(study, wanted.space, wanted.source, seed=seed, budget=total)
+        proposer: Proposer = layers
         if config.search.sampler == "guided":
             guidance = Guidance(evaluator, wanted, config, folder, watch=progress, stop=stop)
-            proposer = GuidedProposer(study, proposer, guidance, limit_ms=config.limits.latency_ms, seed=seed)
+            proposer = GuidedProposer(study, layers, guidance, limit_ms=config.limits.latency_ms, seed=seed)
         search = Search(
             config=config,
             identity=wanted,
