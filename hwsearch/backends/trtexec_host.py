@@ -6,7 +6,6 @@ import contextlib
 import shlex
 import subprocess
 import tempfile
-import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -59,8 +58,7 @@ class Host:
             with tempfile.TemporaryDirectory(prefix="hwsearch-") as path:
                 yield path
             return
-        path = f"/tmp/hwsearch-{uuid.uuid4().hex}"  # noqa: S108 - a name nobody can guess, on the other machine
-        self.run(["mkdir", "-m", "700", path], stage="worker")
+        path = self.run(["mktemp", "-d"], stage="worker").strip()
         try:
             yield path
         finally:
