@@ -31,7 +31,6 @@ Floats = NDArray[np.float64]
 SEEDS = (0.985, 0.95, 0.9, 0.85)  # shares of the original's accuracy that the first proposals are expected to keep
 EXPLORE, SETTLED = 4, 12  # every so many proposals, once there are so many evaluations, is the sampler's
 RECALIBRATE = 2  # evaluations after which the sensitivities are corrected again
-OPTIMISM = 1.0  # standard errors added to a predicted accuracy when proposals are compared
 MOST = 3.0  # natural logarithm of the largest multiplier
 DIGITS = 3  # of a logarithm, for the memory of solved problems
 DRAWS, SPREAD = 100, 0.5  # random multipliers tried, and the standard deviation of their logarithms
@@ -121,7 +120,7 @@ class GuidedProposer:
         original = _original(trials)
         for share in SEEDS[sum(trial.baseline is None for trial in trials) :]:
             yield int(np.abs(expected.accuracy - (original - (1 - share) * abs(original))).argmin())
-        yield from _promising(expected, trials, corner, original)
+        yield from _promising(expected, trials, corner)
 
     def candidate(self, running: optuna.Trial) -> Candidate:
         """The candidate a trial was queued with, or the one the solver makes of its budget and multipliers."""
@@ -200,17 +199,11 @@ class GuidedProposer:
         enqueue(self._study, candidate, numbers | {BUDGET: min(1.0, max(0.0, budget))})
 
 
-def _promising(
-    expected: Expectation, trials: Sequence[Trial], corner: tuple[float, float], original: float
-) -> list[int]:
-    """Rows of the chart that may improve the front, the largest gain in hypervolume first.
-
-    No model is hoped to be better than the original.
-    """
+def _promising(expected: Expectation, trials: Sequence[Trial], corner: tuple[float, float]) -> list[int]:
+    """Rows of the chart that are expected to improve the front, the largest gain in hypervolume first."""
     feasible = (t.outcome for t in trials if t.feasible)
     known = [costs_of(o.accuracy, o.latency) for o in feasible if isinstance(o, Success)]
-    hoped = np.minimum(expected.accuracy + OPTIMISM * expected.sigma, original)
-    gains = hypervolume_gains(np.column_stack([-hoped, expected.chart.latency_ms]), known, corner)
+    gains = hypervolume_gains(np.column_stack([-expected.accuracy, expected.chart.latency_ms]), known, corner)
     return [int(row) for row in np.argsort(-gains, kind="stable") if gains[row] > 0]
 
 
