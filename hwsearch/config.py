@@ -83,7 +83,7 @@ class SearchConfig(Section):
         stop_minutes: Of the whole search; None for no limit.
     """
 
-    sampler: Literal["gp", "guided", "nsga2", "random", "tpe"] = "tpe"
+    sampler: Literal["gp", "guided", "nsga2", "random", "tpe"] = "guided"
     evaluations: Count = 50
     patience: Count | None = 20
     seed: Annotated[int, Field(ge=0)] = 0

@@ -158,7 +158,7 @@ def test_an_error_says_what_where_allowed_and_what_to_do(run, misspelt):
     assert err.splitlines() == [
         "error: unknown sampler `nsga3`",
         f"  {misspelt}:5  search.sampler = nsga3",
-        "  allowed: gp, nsga2, random, tpe",
+        "  allowed: gp, guided, nsga2, random, tpe",
         "",
         "hint: did you mean `nsga2`?",
     ]
@@ -172,7 +172,7 @@ def test_the_same_error_as_json(run, misspelt):
         "error": "ConfigError",
         "message": "unknown sampler `nsga3`",
         "where": f"{misspelt}:5  search.sampler = nsga3",
-        "allowed": "gp, nsga2, random, tpe",
+        "allowed": "gp, guided, nsga2, random, tpe",
         "hint": "did you mean `nsga2`?",
         "exit_code": 2,
     }

@@ -41,7 +41,7 @@ def test_three_lines_are_a_study(study, tmp_path):
     assert config.name == tmp_path.name
     assert config.data.source == "digits"
     assert config.targets == ("ort-cpu",)
-    assert (config.search.sampler, config.search.evaluations) == ("tpe", 50)
+    assert (config.search.sampler, config.search.evaluations) == ("guided", 50)
     assert config.base_dir == tmp_path
 
 
