@@ -372,7 +372,7 @@ def test_build_and_check_a_small_table(tmp_path, network):
     target = load_target("ort-cpu")
     config = SpaceConfig(drop_branches=False, granularity=32)
     space = build_space(network.source, target, config, isa=())
-    table = build_table(network, space, target, tmp_path, lambda *_: None, micro_models=12)
+    table = build_table(network, space, target, tmp_path, lambda *_: None, micro_models=12, whole_models=8)
     found = check_table(table, network, space, target, lambda *_: None, models=4)
     table = table.checked(found.check)
     assert found.check.models == 4

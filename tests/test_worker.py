@@ -104,6 +104,17 @@ def test_measure_ranks_and_compares_with_the_reference(tmp_path):
     assert found["slow"].ratio > 1 == found["quick"].ratio
 
 
+def test_a_model_that_cannot_be_opened_need_not_end_a_campaign(model, tmp_path):
+    with worker() as one:
+        artifact = one.build(model, REQUEST, tmp_path / "good", timeout_s=60), RunOptions()
+        broken = one.build(save_model(tmp_path / "x.onnx", "broken"), REQUEST, tmp_path / "bad", timeout_s=60)
+        models = {"bad": (broken, RunOptions()), "good": artifact}
+        assert set(one.measure(models, partial=True, timeout_s=60)) == {"good"}
+        for hopeless in (models, {"bad": models["bad"]}):
+            with pytest.raises(EvaluationError, match="broken"):
+                one.measure(hopeless, partial=len(hopeless) == 1, timeout_s=60)
+
+
 def test_parent_sleeps_while_the_child_measures(model, tmp_path):
     policy = TimingPolicy(rounds=10_000, min_rounds=10_000, seconds=1.0)
     with Worker("worker_backends:Working", RunOptions(), policy=policy) as one:

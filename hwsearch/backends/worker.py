@@ -143,13 +143,18 @@ class Worker:
         *,
         reference: str | None = None,
         timeout_s: float,
+        partial: bool = False,
     ) -> dict[str, Latency]:
-        """Latency of every artifact, all measured in turns; `reference` names one of them."""
-        samples = self.sample(artifacts, reference=reference, timeout_s=timeout_s, stage="measure")
+        """Latency of every artifact, all measured in turns; `reference` names one of them.
+
+        If `partial`, what the runtime cannot open is left out; else it is an error.
+        """
+        samples = self.sample(artifacts, reference=reference, timeout_s=timeout_s, stage="measure", partial=partial)
         base = None if reference is None else samples[reference]
         return {
             name: summarise(samples[name], base, policy=self._policy, batch=options.batch)
             for name, (_, options) in artifacts.items()
+            if name in samples
         }
 
     def sample(
@@ -159,14 +164,22 @@ class Worker:
         reference: str | None = None,
         timeout_s: float,
         stage: str = "sample",
+        partial: bool = False,
     ) -> dict[str, Samples]:
         """The raw times behind `measure`, for comparing models round by round."""
         models = {
             name: {"artifact": to_json(artifact), "options": to_json(options)}
             for name, (artifact, options) in artifacts.items()
         }
-        policy = to_json(self._policy)
-        reply = self._call("sample", timeout_s, stage=stage, models=models, reference=reference, policy=policy)
+        reply = self._call(
+            "sample",
+            timeout_s,
+            stage=stage,
+            models=models,
+            reference=reference,
+            policy=to_json(self._policy),
+            partial=partial,
+        )
         return {name: _read_samples(data) for name, data in reply.items()}
 
     def _call(self, method: str, timeout_s: float, *, stage: str | None = None, **arguments: Any) -> Any:

@@ -73,10 +73,10 @@ class Child:
         """What the runtime executes, unit by unit."""
         return to_json(list(self._backend.inspect(from_json(Artifact, artifact), precision, self._read(options))))
 
-    def sample(self, models: dict[str, Any], reference: str | None, policy: Any) -> Any:
+    def sample(self, models: dict[str, Any], reference: str | None, policy: Any, partial: bool) -> Any:
         """Raw times of all models, opened together and measured in turns on the same random input."""
         rules = from_json(TimingPolicy, policy)
-        sessions = {name: self._sessions(model, rules.sessions) for name, model in models.items()}
+        sessions = self._opened(models, rules.sessions, partial=partial)
         samples = measure_interleaved(
             {name: [session.step for session in opened] for name, opened in sessions.items()},
             rules,
@@ -85,6 +85,18 @@ class Child:
             reference=reference,
         )
         return to_json(samples)
+
+    def _opened(self, models: dict[str, Any], count: int, *, partial: bool) -> dict[str, list[Session]]:
+        """Sessions of all models; if `partial`, of those that can be opened, and the log says why others cannot."""
+        found: dict[str, list[Session]] = {}
+        for name, model in models.items():
+            try:
+                found[name] = self._sessions(model, count)
+            except Exception:
+                if not partial or (name == list(models)[-1] and not found):
+                    raise
+                traceback.print_exc()
+        return found
 
     def _sessions(self, model: Any, count: int) -> list[Session]:
         """The model opened `count` times, or once if it is too large for its memory layout to matter."""

@@ -17,10 +17,10 @@ from hwsearch.model.graph import Network
 from hwsearch.space.space import baselines
 from hwsearch.types import Device, Latency, SearchSpace, Target
 
-MICRO_MODELS = 230
-WHOLE_MODELS = 40  # measured along, since a unit is a little dearer in company than in a micro-model
+MICRO_MODELS = 120
+WHOLE_MODELS = 150  # a whole one takes as long to measure as a small one and tells more: units cost more in company
 DRAWN, WINDOWS = 120, 8  # candidates drawn, and windows drafted from each
-SAMPLE = 150  # whole candidates whose prediction the choice of micro-models serves
+COVERED = 1000  # candidates whose units get an entry, measured or not
 MODEL_ERROR = 0.02  # of a whole model, relative, until a check says more
 
 
@@ -40,6 +40,7 @@ def build_table(
     progress: Progress,
     *,
     micro_models: int = MICRO_MODELS,
+    whole_models: int = WHOLE_MODELS,
     seed: int = 0,
 ) -> LatencyTable:
     """Measure the units `space` can reach on `target` and write the table to `folder`; it is not yet checked.
@@ -51,15 +52,15 @@ def build_table(
     drawer = Drawer(network, space, reader, seed)
     progress("draw", 0, micro_models)
     references = list(baselines(space).values())
-    wholes = references + [drawer.candidate() for _ in range(SAMPLE)]
-    units = [unit for candidate in wholes for unit in reader.units(candidate)]
+    covered = references + [drawer.candidate() for _ in range(COVERED)]
+    units = dict.fromkeys(unit for candidate in covered for unit in reader.units(candidate))
     drafts = drawer.drafts(DRAWN, WINDOWS)
     axes = reachable_axes(units, drafts, drawer.widths, reader.full)
-    asked = [reader.counts(candidate) for candidate in wholes]
-    chosen = choose(drafts, asked, axes, micro_models)
-    measured = wholes[: len(references) + WHOLE_MODELS]
-    latencies = measure_jobs([*map(drawer.whole_job, measured), *map(drawer.micro_job, chosen)], target, MANY, progress)
-    equations = _equations([*asked[: len(measured)], *(draft.counts for draft in chosen)], latencies)
+    wholes = covered[: len(references) + whole_models]
+    counts = [reader.counts(candidate) for candidate in wholes]
+    chosen = choose(drafts, counts, axes, micro_models)
+    latencies = measure_jobs([*map(drawer.whole_job, wholes), *map(drawer.micro_job, chosen)], target, MANY, progress)
+    equations = _equations([*counts, *(draft.counts for draft in chosen)], latencies)
     reached = {unit.kind for unit in units}
     entries = {kind: found for kind, found in fit(equations, axes).items() if kind in reached}
     manifest = Manifest(

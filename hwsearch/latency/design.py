@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +17,7 @@ import onnx
 from hwsearch.backends.flow import read_flow
 from hwsearch.backends.rewrite import Graph
 from hwsearch.latency.campaign import Job
-from hwsearch.latency.fit import Matrix, design_matrix, prior_covariance
+from hwsearch.latency.fit import Matrix, Spread, design_matrix
 from hwsearch.latency.grid import Axes, axes_of, features, thinned
 from hwsearch.latency.kernels import Column, Kind, Node, Unit, Width, compiled_units
 from hwsearch.latency.micro import MicroModel, chain, pieces, plausible_ranges, repeatable
@@ -130,11 +130,11 @@ class Drawer:
 
 
 def reachable_axes(
-    units: Sequence[Unit], drafts: Sequence[Draft], widths: Mapping[str, Sequence[int]], full: Mapping[str, int]
+    units: Iterable[Unit], drafts: Sequence[Draft], widths: Mapping[str, Sequence[int]], full: Mapping[str, int]
 ) -> dict[Kind, Axes]:
     """The channel counts every kind of unit can have on the grid of `widths` of the prune groups, and in drafts."""
     nodes: dict[Kind, set[Node]] = defaultdict(set)
-    for unit in dict.fromkeys(units):
+    for unit in units:
         inputs, outputs = _values(unit.inputs, widths, full), _values(unit.outputs, widths, full)
         nodes[unit.kind].update((a, b) for a in inputs for b in outputs)
     for draft in drafts:
@@ -167,7 +167,7 @@ def choose(
     asked = asked / (asked @ guess)[:, None]
     noise = (NOISE * (design @ guess)) ** 2
     everything = np.concatenate([design, asked])
-    covariance = design @ prior_covariance(columns, guess) @ everything.T
+    covariance = design @ Spread(columns, guess).times(everything.T)
     return [drafts[i] for i in _greedy(covariance, noise, most)]
 
 

@@ -1,12 +1,14 @@
-"""From latencies of small models to costs of units, by Gaussian regression.
+"""From latencies of small and whole models to costs of units, by robust Gaussian regression.
 
 Every model is one equation: the sum of its units' costs is its latency. The prior of a cost is a roofline (a constant,
 values moved, multiply-accumulates; none negative) common to all units of one sort and precision. Around it a whole kind
-of unit may be dearer, neighbouring channel counts move together, and every node may be a little off on its own.
+of unit may be dearer, neighbouring channel counts move together, and every node may be a little off on its own. A model
+that does not fit the others counts for less (Student's t, by reweighting), and no cost falls below zero.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,10 +23,13 @@ Matrix = NDArray[np.float64]
 Counts = Mapping[Column, float]
 """How often each unit occurs in a model."""
 
-KIND, NEAR, OWN = 0.3, 0.3, 0.05  # relative standard deviations: a kind, a neighbourhood, a node
+KIND, NEAR, OWN = 0.2, 0.2, 0.05  # relative standard deviations: a kind, a neighbourhood, a node
 REACH = 1.0  # of a neighbourhood, in natural logarithms of channels
 FLOOR_US, FLOOR_US_PER_VALUE = 1.0, 1e-4  # added to a cost before those apply, so that none is surely zero
-MODEL_ERROR = 0.01  # latency of a small model that no sum of units explains, relative
+MODEL_ERROR = 0.01  # latency of a model that no sum of units explains, relative
+FREEDOM = 4.0  # of Student's t: few models fit badly, and then by much
+PASSES = 6  # of reweighting
+ZERO_US = 0.01  # standard error of a cost that is held at zero
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +57,33 @@ def fit(equations: Sequence[Equation], axes: Mapping[Kind, Axes]) -> dict[Kind, 
     latency = np.array([e.latency_us for e in equations])
     noise = np.hypot([e.sigma_us for e in equations], MODEL_ERROR * latency)
     prior = _roofline(design / noise[:, None], latency / noise, columns)
-    spread = prior_covariance(columns, prior)
-    whiten = np.linalg.inv(np.linalg.cholesky(spread))
-    cost, _ = nnls(np.concatenate([design / noise[:, None], whiten]), np.concatenate([latency / noise, whiten @ prior]))
-    reached = spread @ design.T
-    gain = np.linalg.solve(design @ reached + np.diag(noise**2), reached.T).T
-    variance = np.diag(spread) - np.einsum("ij,ij->i", gain, reached)
-    sigma = np.sqrt(np.maximum(variance, 0.0))
+    cost, sigma = _posterior(design, latency, noise, prior, Spread(columns, prior))
     models = np.count_nonzero(design, axis=0)
     found: dict[Kind, dict[Node, Entry]] = {kind: {} for kind in axes}
     for i, (kind, node) in enumerate(columns):
         found[kind][node] = Entry(float(cost[i]), float(sigma[i]), int(models[i]))
     return found
+
+
+def _posterior(design: Matrix, latency: Matrix, noise: Matrix, prior: Matrix, spread: Spread) -> tuple[Matrix, Matrix]:
+    """Costs and their standard errors, [nodes] each.
+
+    Each pass weighs the models by how well they fitted and observes costs that came out negative to be zero.
+    """
+    zero = np.zeros(len(prior), bool)
+    errors = noise
+    for _ in range(PASSES):
+        observed = np.concatenate([design, np.eye(len(prior))[zero]])
+        values = np.concatenate([latency, np.zeros(zero.sum())])
+        allowed = np.concatenate([errors, np.full(zero.sum(), ZERO_US)])
+        reached = spread.times(observed.T)
+        gain = np.linalg.solve(observed @ reached + np.diag(allowed**2), reached.T).T
+        cost = prior + gain @ (values - observed @ prior)
+        surprise = (latency - design @ cost) / noise
+        errors = noise * np.sqrt((FREEDOM + surprise**2) / (FREEDOM + 1))
+        zero |= cost < 0
+    variance = spread.variance - np.einsum("ij,ij->i", gain, reached)
+    return np.maximum(cost, 0.0), np.sqrt(np.maximum(variance, 0.0))
 
 
 def design_matrix(models: Sequence[Counts], axes: Mapping[Kind, Axes], columns: Sequence[Column]) -> Matrix:
@@ -93,18 +113,34 @@ def _roofline(design: Matrix, latency: Matrix, columns: Sequence[Column]) -> Mat
     return np.asarray(basis @ weights)
 
 
-def prior_covariance(columns: Sequence[Column], prior: Matrix) -> Matrix:
-    """Prior covariance of all costs, [nodes, nodes]: zero between kinds."""
-    spread = np.zeros((len(columns), len(columns)))
-    number = {kind: i for i, kind in enumerate(dict.fromkeys(kind for kind, _ in columns))}
-    kinds = np.array([number[kind] for kind, _ in columns])
-    moved = np.array([features(kind, node)[1] for kind, node in columns])
-    scales = prior + FLOOR_US + FLOOR_US_PER_VALUE * moved
-    logs = np.log([node for _, node in columns])
-    for i in range(len(number)):
-        of = np.flatnonzero(kinds == i)
-        distance = ((logs[of, None] - logs[None, of]) ** 2).sum(axis=-1)
-        shape = KIND**2 + NEAR**2 * np.exp(-distance / (2 * REACH**2)) + OWN**2 * np.eye(len(of))
-        scale = scales[of]
-        spread[np.ix_(of, of)] = shape * np.outer(scale, scale)
-    return spread
+class Spread:
+    """Prior covariance of all costs, [nodes, nodes]; zero between kinds, so it is kept kind by kind.
+
+    Args:
+        columns: The nodes.
+        prior: Their costs in µs.
+    """
+
+    def __init__(self, columns: Sequence[Column], prior: Matrix) -> None:
+        members: dict[Kind, list[int]] = defaultdict(list)
+        for i, (kind, _) in enumerate(columns):
+            members[kind].append(i)
+        self.variance = np.empty(len(columns))
+        self._blocks: list[tuple[list[int], Matrix]] = []
+        for kind, of in members.items():
+            nodes = [columns[i][1] for i in of]
+            moved = np.array([features(kind, node)[1] for node in nodes])
+            scale = prior[of] + FLOOR_US + FLOOR_US_PER_VALUE * moved
+            logs = np.log(nodes)
+            distance = ((logs[:, None] - logs[None, :]) ** 2).sum(axis=-1)
+            shape = KIND**2 + NEAR**2 * np.exp(-distance / (2 * REACH**2)) + OWN**2 * np.eye(len(of))
+            block = shape * np.outer(scale, scale)
+            self._blocks.append((of, block))
+            self.variance[of] = np.diag(block)
+
+    def times(self, matrix: Matrix) -> Matrix:
+        """The covariance times `matrix`, [nodes, any]."""
+        product = np.empty_like(matrix)
+        for of, block in self._blocks:
+            product[of] = block @ matrix[of]
+        return product
