@@ -8,13 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from model_networks import traced
 
 from hwsearch.config import SpaceConfig
 from hwsearch.errors import ConfigError
+from hwsearch.latency.grid import features as unit_features
+from hwsearch.latency.network import NetworkUnits, quantizer_rule
 from hwsearch.latency.table import LatencyTable
 from hwsearch.model.graph import trace
 from hwsearch.search.counts import layer_counts
-from hwsearch.search.prices import table_prices
+from hwsearch.search.prices import PriceList, table_prices
 from hwsearch.search.pricing import Pricing
 from hwsearch.search.proxy import ProxyPredictor
 from hwsearch.search.segments import segments_of
@@ -109,6 +112,48 @@ def test_prices_follow_what_the_predictor_learns(network):
     chart = pricing.chart(np.ones(len(pricing.segments)))
     for row in (0, len(chart) // 2, len(chart) - 1):
         assert chart.latency_ms[row] == pytest.approx(predictor(chart.candidate(row))[0], rel=0.005)
+
+
+def test_a_chart_stays_what_it_is_when_prices_change(network):
+    space, prices, predictor = setting(network, "edge")
+    pricing = Pricing(network.source, space, prices, loss)
+    weights = np.ones(len(pricing.segments))
+    chart = pricing.chart(weights)
+    before = [chart.candidate(row) for row in range(len(chart))]
+    for candidate in drawn(space, network.source, 12, seed=3):
+        dear = sum(name == "int8" for name in candidate.precision.values())
+        predictor.learn(candidate, predictor(candidate)[0] * (1 + 0.1 * dear))
+    assert not np.array_equal(pricing.chart(weights).latency_ms, chart.latency_ms)
+    assert [chart.candidate(row) for row in range(len(chart))] == before
+
+
+def synthetic(network, target):
+    """Prices of any network: a call, and something that grows with the values moved and with bits."""
+    reader = NetworkUnits(network.source, network.template, quantizer_rule(target))
+    slowness = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.6, "int2": 0.4, "": 1.0}
+
+    def cost_us(kind, node):
+        return slowness[kind.precision] * (0.1 + sum(unit_features(kind, node)) / 1e3)
+
+    def predict(candidate):
+        return sum(cost_us(*column) * count for column, count in reader.counts(candidate).items()) / 1e3, 0.0
+
+    return PriceList(reader.units, cost_us, predict)
+
+
+@pytest.mark.parametrize("target", ["ort-cpu", "openvino-cpu", str(EDGE / "edge-asic-4bit.yaml")])
+@pytest.mark.parametrize("name", ["depthwise", "concat", "pre-activation", "transformer"])
+def test_prices_add_up_whatever_the_network(name, target):
+    network, target = traced(name), load_target(target)
+    space = build_space(network.source, target, SpaceConfig(granularity=2), isa=("avx512_bf16",))
+    prices = synthetic(network, target)
+    pricing = Pricing(network.source, space, prices, loss)
+    for candidate in drawn(pricing.space, network.source, 25):
+        assert pricing.price_ms(candidate) == pytest.approx(prices.predict(candidate)[0], rel=1e-9)
+    weights = np.ones(len(pricing.segments))
+    chart = pricing.chart(weights)
+    for row in range(0, len(chart), 5):
+        assert chart.loss[row] == pytest.approx(pricing.surrogate(chart.candidate(row), weights))
 
 
 def test_solving_again_reads_no_candidate(network):

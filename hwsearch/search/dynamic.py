@@ -15,8 +15,11 @@ import numpy as np
 
 from hwsearch.search.problem import Floats, Integers, Problem, Solution, aligned, minimum, solution
 
-STEPS = 2000
+STEPS, FEWER_STEPS = 3000, 1000
 """Amounts of the resource told apart, between the least possible and what the least loss takes."""
+
+EASY = 50_000
+"""Effort of a problem beyond which fewer steps are made."""
 
 Choices = dict[str, Integers]
 
@@ -65,7 +68,7 @@ def frontier(problem: Problem, resource: str, *, step: float | None = None) -> F
     Args:
         problem: What to solve; time and memory grow with `Problem.effort`.
         resource: The one that is traded.
-        step: Default: a 2000th of the range that matters.
+        step: Default: a 3000th of the range that matters, or a 1000th in a hard problem.
 
     Raises:
         ConfigError: every combination is forbidden.
@@ -74,7 +77,8 @@ def frontier(problem: Problem, resource: str, *, step: float | None = None) -> F
     least, most = (solution(problem, end, [resource]).use[resource] for end in ends)
     known = {name: np.array([end[name] for end in ends]) for name in problem.sizes}
     if least < most:
-        found = _all(problem, resource, step or (most - least) / STEPS, most)
+        steps = STEPS if problem.effort <= EASY else FEWER_STEPS
+        found = _all(problem, resource, step or (most - least) / steps, most)
         known = {name: np.concatenate([known[name], found[name]]) for name in known}
     return Frontier.of(problem, resource, known)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -20,15 +20,15 @@ from hwsearch.search.pieces import LATENCY, Piece, PieceBuilder, option_variable
 from hwsearch.search.prices import PriceList, Prices, groups_of, in_format
 from hwsearch.search.problem import Floats, Integers, Problem, Term
 from hwsearch.search.segments import FLOAT, Loss, Option, Segment, assembled, segments_of
-from hwsearch.search.solve import solve, trade_off
+from hwsearch.search.solve import MOST_EFFORT, solve, trade_off
 from hwsearch.search.transitions import Explorer, Units
 from hwsearch.space.space import baselines, decode, dimensions
 from hwsearch.types import Candidate, SearchSpace, SourceModel
 
 PROBES = 48
 
-MOST_WIDTHS = 8
-"""Channel counts per prune group that the solver chooses from, evenly spread: effort grows with their square."""
+MOST_WIDTHS = (8, 5, 3)
+"""Channel counts per prune group that the solver chooses from, evenly spread: fewer if the problem is too hard."""
 
 
 class Pricing:
@@ -41,30 +41,22 @@ class Pricing:
         loss: How much a single choice hurts: kind ``keep`` (group, channels), ``drop`` (branch, 1) or ``precision``
             (layer, name). It is not asked for choices that change nothing.
 
+    Attributes:
+        space: What the solver chooses from: the space with no more than `MOST_WIDTHS` widths per group.
+
     Raises:
         ConfigError: the prices or sensitivities lack something the space offers.
     """
 
     def __init__(self, source: SourceModel, space: SearchSpace, listed: PriceList, loss: Loss) -> None:
-        widths = {group: thinned(offered, MOST_WIDTHS) for group, offered in space.widths.items()}
-        space = replace(space, widths=widths)
-        self._source, self._space, self._listed = source, space, listed
-        self._loss = lru_cache(maxsize=None)(loss)
+        self._source, self._listed, self._loss = source, listed, lru_cache(maxsize=None)(loss)
         self._formats = space.float_precisions[::-1]
-        self._segments = segments_of(source, space)
-        inner = {group for segment in self._segments for group in segment.groups}
-        self._spanning = [group for group in space.widths if group not in inner]
-        self._widths = {group: offered[::-1] for group, offered in widths.items()}
-        self._transitions = Explorer(listed.units, source, space, self._segments).explore()
-        full = {group.name: group.channels for group in source.groups}
-        self._prices = Prices(listed, self._widths, full, _probes(source, space))
-        self._builder = PieceBuilder(
-            self._prices, layer_counts(source), self._widths, full, self._formats, self._option_loss
-        )
-        self._prices.refresh()
-        self._update()
+        for most in MOST_WIDTHS:
+            self._prepare(replace(space, widths={group: thinned(w, most) for group, w in space.widths.items()}))
+            if self.problem(np.ones(len(self.segments))).effort <= MOST_EFFORT:
+                break
 
-    @cached_property
+    @property
     def segments(self) -> tuple[str, ...]:
         """What has a weight of its own: segments with a choice, and ``keep:<group>`` for groups that span several."""
         several = len(self._formats) > 1
@@ -74,7 +66,7 @@ class Pricing:
     def features(self, candidate: Candidate) -> Floats:
         """Loss of a candidate per entry of `segments`; their weighted sum is its loss."""
         floating, named = candidate.float_precision, {segment.name: segment for segment in self._segments}
-        found = {name: self._option_loss(s, s.chosen(candidate, self._space), floating) for name, s in named.items()}
+        found = {name: self._option_loss(s, s.chosen(candidate, self.space), floating) for name, s in named.items()}
         for group in self._spanning:
             found[width_variable(group)] = self._width_loss(group, candidate.keep.get(group, self._widths[group][0]))
         return np.array([found[name] for name in self.segments])
@@ -94,7 +86,7 @@ class Pricing:
         total = sum(float(cost[(floating, *(at[g] for g in groups))]) for groups, cost in self._shared.items())
         state = 0
         for piece in self._pieces:
-            chosen = piece.options.index(piece.segment.chosen(candidate, self._space))
+            chosen = piece.options.index(piece.segment.chosen(candidate, self.space))
             total += float(piece.latency[(state, chosen, floating, *(at[g] for g in piece.spans))])
             state = int(piece.after[state, chosen])
         return total
@@ -161,7 +153,23 @@ class Pricing:
         """What values of the problem's variables stand for when its pieces are these."""
         chosen = ((piece.segment, piece.options[choices[option_variable(piece.segment)]]) for piece in pieces)
         widths = {group: self._widths[group][choices[width_variable(group)]] for group in self._spanning}
-        return assembled(self._source, self._space, chosen, widths, self._formats[choices[FLOAT]])
+        return assembled(self._source, self.space, chosen, widths, self._formats[choices[FLOAT]])
+
+    def _prepare(self, space: SearchSpace) -> None:
+        """Cut the network into segments, find out how they affect each other, and price them."""
+        found = segments_of(self._source, space)
+        self.space = space
+        self._transitions = Explorer(self._listed.units, self._source, space, found).explore()
+        self._segments = self._transitions.apart(found)
+        inner = {group for segment in self._segments for group in segment.groups}
+        self._spanning = [group for group in space.widths if group not in inner]
+        self._widths = {group: offered[::-1] for group, offered in space.widths.items()}
+        full = {group.name: group.channels for group in self._source.groups}
+        self._prices = Prices(self._listed, self._widths, full, _probes(self._source, space))
+        counts = layer_counts(self._source)
+        self._builder = PieceBuilder(self._prices, counts, self._widths, full, self._formats, self._option_loss)
+        self._prices.refresh()
+        self._update()
 
     def _update(self) -> None:
         """Price everything."""
@@ -180,13 +188,13 @@ class Pricing:
             for groups, units in shared.items()
         }
         self._pieces = [
-            self._builder.piece(segment, segment.options(self._space), step, bases[segment.name])
+            self._builder.piece(segment, segment.options(self.space), step, bases[segment.name])
             for segment, step in zip(self._segments, self._transitions.steps, strict=True)
         ]
         self._kept = [piece.without_dominated() for piece in self._pieces]
 
     def _option_loss(self, segment: Segment, option: Option, float_format: str) -> float:
-        return segment.loss(option, float_format, self._space, self._loss)
+        return segment.loss(option, float_format, self.space, self._loss)
 
     def _width_loss(self, group: str, kept: int) -> float:
         return self._loss("keep", group, kept) if kept < self._widths[group][0] else 0.0

@@ -11,8 +11,8 @@ from hwsearch.search.dynamic import Frontier, frontier
 from hwsearch.search.integer import IntegerProgram
 from hwsearch.search.problem import Problem, Solution, minimum, solution
 
-MOST_EFFORT = 50_000
-"""Up to which dynamic programming takes about a second."""
+MOST_EFFORT = 200_000
+"""Up to which dynamic programming takes a second or two."""
 
 GRID = 24
 """Trade-offs found by integer programming, which solves for each of them."""

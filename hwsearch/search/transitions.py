@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from hwsearch.latency.kernels import Unit
+from hwsearch.search.prices import groups_of
 from hwsearch.search.segments import FLOAT, Option, Segment, assembled
 from hwsearch.types import Candidate, SearchSpace, SourceModel
 
@@ -46,6 +47,19 @@ class Transitions:
 
     base: Units
     steps: tuple[Transition, ...]
+
+    def apart(self, segments: Sequence[Segment]) -> list[Segment]:
+        """The segments, each only with those inner groups that nothing outside of it costs more or less for.
+
+        Two branches that end in one concatenation, say, share what that costs.
+        """
+        owner = {group: i for i, segment in enumerate(segments) for group in segment.groups}
+        met = [({owner[g] for g in groups_of(unit) if g in owner}, groups_of(unit)) for unit in self.base]
+        for i, step in enumerate(self.steps):
+            units = {unit for units in (*step.change.values(), *step.finer.values()) for unit in units}
+            met += [({owner[g] for g in groups_of(unit) if g in owner} | {i}, groups_of(unit)) for unit in units]
+        shared = {group for owners, groups in met if len(owners) > 1 for group in groups}
+        return [replace(s, groups=tuple(group for group in s.groups if group not in shared)) for s in segments]
 
 
 class Explorer:
