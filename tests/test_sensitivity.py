@@ -318,9 +318,10 @@ def test_measuring_takes_too_long_where_the_first_effects_say_so(tmp_path):
     effect = Effect(kind="drop", name="b", value=1, loss=0.1, sigma=0.01)
     log = EffectLog(tmp_path / "log", "origin")
     assert not log.takes_too_long(1000)
-    log.add("one", effect, 50.0)
+    log.add("first", effect, 500.0)
     assert not log.takes_too_long(1000), "too early to tell"
-    log.add("two", effect, 30.0)
+    for name in "abcd":
+        log.add(name, effect, 40.0)
     assert log.takes_too_long(16)
     assert not log.takes_too_long(15)
     assert EffectLog(tmp_path / "log", "origin").takes_too_long(16), "known after a restart"

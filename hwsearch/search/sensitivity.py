@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import statistics
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -36,8 +37,8 @@ WIDTHS = 3
 FISHER_IMAGES = 256
 """Examples gradients are computed for, at most."""
 
-PATIENCE_S = 600.0
-"""Above this, ``auto`` estimates instead of measuring."""
+PATIENCE_S, FEW = 600.0, 5
+"""Above this, ``auto`` estimates instead of measuring; not before it has seen a few effects."""
 
 SWEEPS = 7
 """Over the network, so that the first changes already tell how long all of them will take."""
@@ -157,7 +158,7 @@ class EffectLog:
     def __init__(self, path: Path, origin: str) -> None:
         self._path, self._origin = path, origin
         self.effects: dict[str, Effect] = {}
-        self.seconds = 0.0
+        self._seconds: list[float] = []
         for data in self._read():
             self._take(data)
 
@@ -172,12 +173,16 @@ class EffectLog:
         self._take(data)
 
     def takes_too_long(self, missing: int) -> bool:
-        """Whether so many more effects would take longer than anyone waits; unknown, so no, in the first minute."""
-        return self.seconds > PATIENCE_S / 10 and self.seconds / len(self.effects) * missing > PATIENCE_S
+        """Whether so many more effects would take longer than anyone waits; unknown, so no, in the first minute.
+
+        Judged by the median: the first effect also pays for what all of them share.
+        """
+        enough = sum(self._seconds) > PATIENCE_S / 10 and len(self._seconds) >= FEW
+        return enough and statistics.median(self._seconds) * missing > PATIENCE_S
 
     def _take(self, data: dict[str, Any]) -> None:
         self.effects[data["key"]] = from_json(Effect, data["effect"])
-        self.seconds += data.get("seconds", 0.0)
+        self._seconds.append(data.get("seconds", 0.0))
 
     def _read(self) -> Iterator[dict[str, Any]]:
         for line in self._path.read_text().splitlines() if self._path.exists() else ():
