@@ -292,3 +292,14 @@ def test_a_guided_search_measures_sensitivities_once_and_tells_what_it_expects(t
     assert latencies == sorted(latencies)
     assert expected.evaluations == 10
     assert len(expected.random) > 100
+
+
+def test_a_guided_search_keeps_to_the_limits_of_the_study(tmp_path, target):
+    options = {"search": {"sampler": "guided"}, "sensitivity": {"images": 16}}
+    whole = run_search(tmp_path / "whole", target, evaluations=2, **options).trials
+    smallest = min(trial.outcome.artifact.size_bytes for trial in whole)
+    limit = 0.98 * smallest / 1e6  # most of so small a file is not weights
+    run = run_search(tmp_path / "limited", target, evaluations=6, limits={"size_mb": limit}, **options)
+    searched = [trial for trial in run.trials if trial.baseline is None]
+    assert searched
+    assert all(trial.outcome.artifact.size_bytes <= 1e6 * limit for trial in searched)

@@ -10,10 +10,12 @@ import numpy as np
 
 from hwsearch.config import StudyConfig
 from hwsearch.latency.table import LatencyTable
+from hwsearch.search.counts import layer_counts
 from hwsearch.search.evaluate import Evaluator
 from hwsearch.search.guided import GuidedProposer
 from hwsearch.search.latency import table_path
 from hwsearch.search.limits import corner
+from hwsearch.search.pieces import SIZE
 from hwsearch.search.predictions import Prediction, Predictions
 from hwsearch.search.prices import PriceList, table_prices
 from hwsearch.search.pricing import Pricing
@@ -76,6 +78,20 @@ class Guidance:
     def corner(self, trials: Sequence[Trial]) -> tuple[float, float] | None:
         """Costs of accuracy and latency beyond which a model does not count; None before the first success."""
         return corner(trials, self._config)
+
+    def limits(self, trials: Sequence[Trial]) -> dict[str, float]:
+        """The size limit as one on weights and biases: less what files have been larger than those."""
+        if self._config.limits.size_mb is None:
+            return {}
+        built = [(t.candidate, t.outcome.artifact.size_bytes) for t in trials if isinstance(t.outcome, Success)]
+        beside = max((size - self._weights_bytes(candidate) for candidate, size in built), default=0.0)
+        return {SIZE: 1e6 * self._config.limits.size_mb - beside}
+
+    def _weights_bytes(self, candidate: Candidate) -> float:
+        source = self._identity.source
+        keep = {group.name: group.channels for group in source.groups} | candidate.keep
+        counts = layer_counts(source)
+        return sum(counts[layer].size_bytes(keep, name) for layer, name in candidate.precision.items())
 
     def _prices(self, trials: Sequence[Trial]) -> PriceList:
         """From the latency table, or from what was measured so far where there is none."""

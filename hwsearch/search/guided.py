@@ -48,6 +48,9 @@ class Guides(Protocol):
     def corner(self, trials: Sequence[Trial]) -> tuple[float, float] | None:
         """Costs of accuracy and latency beyond which a model does not count; None before the first success."""
 
+    def limits(self, trials: Sequence[Trial]) -> dict[str, float]:
+        """What the solver's models may use beside time, by resource."""
+
     def predict(self, candidate: Candidate) -> tuple[float, float]:
         """Latency of a whole candidate and its standard error, in ms."""
 
@@ -91,6 +94,7 @@ class GuidedProposer:
         self._limit_ms, self._seed = limit_ms, seed
         self._pricing: Pricing | None = None
         self._expected: tuple[int, Expectation] | None = None
+        self._limits: dict[str, float] = {}
         self._chart = lru_cache(maxsize=CHARTS)(self._solved)
 
     def numbers(self, candidate: Candidate) -> dict[str, float]:  # noqa: ARG002 - of the protocol
@@ -164,7 +168,8 @@ class GuidedProposer:
         """The solver's models under weights calibrated by the evaluations so far: by all if `anew`, else by most."""
         if anew or self._expected is None or len(trials) >= self._expected[0] + RECALIBRATE:
             self._chart.cache_clear()  # prices have followed what was measured since
-            calibration = self.calibrated(trials)
+            self._limits = self.guidance.limits(trials)
+            calibration = calibrated(self.pricing, trials)
             chart = self._chart(_rounded(np.log(calibration.weights)))
             accuracy, sigma = calibration.accuracy(chart.loss)
             self._expected = len(trials), Expectation(chart, accuracy, sigma)
@@ -172,24 +177,11 @@ class GuidedProposer:
 
     def expected_accuracy(self, candidates: Sequence[Candidate], trials: Sequence[Trial]) -> Floats:
         """What calibration expects of any candidates, higher being better."""
-        calibration = self.calibrated(trials)
+        calibration = calibrated(self.pricing, trials)
         return calibration.accuracy(np.array([self.pricing.surrogate(c, calibration.weights) for c in candidates]))[0]
 
-    def calibrated(self, trials: Sequence[Trial]) -> Calibration:
-        """What the evaluations teach about the sensitivities."""
-        found = [(t.candidate, t.outcome.accuracy) for t in trials if isinstance(t.outcome, Success)]
-        seen = [(c, a) for c, a in found if a.divergence is not None]
-        features = np.array([self.pricing.features(candidate) for candidate, _ in seen])
-        signed = [a.value if a.higher_is_better else -a.value for _, a in seen]
-        return calibrate(
-            features.reshape(len(seen), len(self.pricing.segments)),
-            [a.divergence or 0.0 for _, a in seen],
-            signed,
-            _original(trials),
-        )
-
     def _solved(self, logs: tuple[float, ...]) -> Chart:
-        return self.pricing.chart(np.exp(np.array(logs)))
+        return self.pricing.chart(np.exp(np.array(logs)), self._limits)
 
     def _enqueue(self, candidate: Candidate, chart: Chart, row: int) -> None:
         fastest, slowest = chart.latency_ms[[0, -1]]
@@ -197,6 +189,19 @@ class GuidedProposer:
         logs = np.clip(np.log(chart.weights), -MOST, MOST)
         numbers = {f"{WEIGHT}{name}": float(log) for name, log in zip(self.pricing.segments, logs, strict=True)}
         enqueue(self._study, candidate, numbers | {BUDGET: min(1.0, max(0.0, budget))})
+
+
+def calibrated(pricing: Pricing, trials: Sequence[Trial]) -> Calibration:
+    """What evaluations teach about the sensitivities."""
+    found = [(t.candidate, t.outcome.accuracy) for t in trials if isinstance(t.outcome, Success)]
+    seen = [(c, a) for c, a in found if a.divergence is not None]
+    features = np.array([pricing.features(candidate) for candidate, _ in seen])
+    return calibrate(
+        features.reshape(len(seen), len(pricing.segments)),
+        [a.divergence or 0.0 for _, a in seen],
+        [a.value if a.higher_is_better else -a.value for _, a in seen],
+        _original(trials),
+    )
 
 
 def _promising(expected: Expectation, trials: Sequence[Trial], corner: tuple[float, float]) -> list[int]:

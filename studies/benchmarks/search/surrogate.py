@@ -1,0 +1,111 @@
+"""Do sums of sensitivities rank candidates as their true losses do, and are models as fast as was asked for?
+
+    python studies/benchmarks/search/surrogate.py ranks STUDY FOLDER      # FOLDER of compare.py, with random and guided
+    python studies/benchmarks/search/surrogate.py requested STUDY FOLDER
+
+`ranks` needs no evaluation: the candidates that `compare.py` evaluated at random are ranked by the sum of their
+sensitivities, before and after the calibration by one guided search, and by the divergence of the built model.
+`requested` asks for models at twenty latencies, builds and measures them, half of them to learn from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import typer
+from scipy.stats import spearmanr
+
+from hwsearch.config import StudyConfig, load_study
+from hwsearch.search.evaluate import Evaluator
+from hwsearch.search.guidance import Guidance
+from hwsearch.search.guided import calibrated
+from hwsearch.search.prepare import identity, load_subject, ready_target, space_for
+from hwsearch.search.run import Identity
+from hwsearch.space.space import baselines
+from hwsearch.types import Candidate, Latency, Success, Trial, from_json
+
+app = typer.Typer()
+
+
+@app.command()
+def ranks(study: Path, folder: Path, target: str = "ort-cpu") -> None:
+    """Spearman correlation of surrogate and divergence, over all random candidates and over the useful ones."""
+    config = load_study(study, ["latency=table"])
+    with _evaluator(config, target, folder / "work-guided") as (evaluator, facts):
+        guidance = Guidance(evaluator, facts, config, folder / "work-guided")
+        pricing = guidance.pricing([])
+        assert pricing is not None
+        seen = [t for path in sorted(folder.glob("random-*.json")) for t in _trials(path)]
+        found = {t.candidate.key: (t.candidate, t.outcome.accuracy) for t in seen if isinstance(t.outcome, Success)}
+        features = np.array([pricing.features(candidate) for candidate, _ in found.values()])
+        truth = np.array([accuracy.divergence for _, accuracy in found.values()])
+        useful = np.array([accuracy.value for _, accuracy in found.values()]) >= 0.8 * max(
+            accuracy.value for _, accuracy in found.values()
+        )
+        print(f"{len(truth)} random candidates, {useful.sum()} of them keep 80 % of the accuracy")
+        for path in sorted(folder.glob("guided-*.json")):
+            for count in (0, 20, 50, 100):
+                weights = calibrated(pricing, _trials(path)[:count]).weights
+                total = features @ weights
+                print(
+                    f"{path.stem}, calibrated by {count:3d}: all {_spearman(total, truth):.3f}, "
+                    f"useful {_spearman(total[useful], truth[useful]):.3f}"
+                )
+
+
+@app.command()
+def requested(study: Path, folder: Path, target: str = "ort-cpu", limits: int = 20) -> None:
+    """Measured against requested latency of the solver's models."""
+    config = load_study(study, ["latency=auto"])
+    with _evaluator(config, target, folder / "work-guided") as (evaluator, facts):
+        guidance = Guidance(evaluator, facts, config, folder / "work-guided")
+        pricing = guidance.pricing([])
+        assert pricing is not None
+        for number, (name, candidate) in enumerate(baselines(facts.space).items()):
+            outcome, seconds = evaluator.evaluate(candidate, baseline=True)
+            evaluator.remember(Trial(number=number, candidate=candidate, baseline=name, outcome=outcome,
+                                     constraints={}, seconds=seconds))  # fmt: skip
+        chart = pricing.chart(np.ones(len(pricing.segments)))
+        asked = np.geomspace(max(chart.latency_ms[0], 0.25 * chart.latency_ms[-1]), chart.latency_ms[-1], limits + 1)
+        order = np.random.default_rng(0).permutation(limits)
+        learnt, ratios = order[: limits // 2], []
+        for i in (*learnt, *order[limits // 2 :]):
+            candidate = pricing.solve_for(float(asked[i]), np.ones(len(pricing.segments)))
+            latency = _measured(evaluator, candidate)
+            if i in learnt:
+                evaluator.latency.predictor.learn(candidate, latency.best_ms)
+            else:
+                ratios.append(latency.best_ms / asked[i])
+            print(f"asked {asked[i]:.4f} ms, predicted {pricing.predicted_ms(candidate):.4f}, {latency.best_ms:.4f}")
+        over = np.array(ratios) - 1
+        print(f"{(over <= 0.03).mean():.0%} of {len(over)} at most 3 % over; worst {over.max():+.1%}")
+
+
+def _measured(evaluator: Evaluator, candidate: Candidate) -> Latency:
+    outcome, _ = evaluator.evaluate(candidate, baseline=True)  # a baseline is always measured
+    assert isinstance(outcome, Success), outcome
+    return outcome.latency
+
+
+@contextmanager
+def _evaluator(config: StudyConfig, target: str, folder: Path) -> Iterator[tuple[Evaluator, Identity]]:
+    """An evaluator of a study, and the identity of its search."""
+    subject, ready = load_subject(config), ready_target(target, config)
+    with Evaluator(subject, ready, config, folder) as evaluator:
+        yield evaluator, identity(subject, ready, space_for(subject, ready, config), config)
+
+
+def _trials(path: Path) -> list[Trial]:
+    return [from_json(Trial, entry) for entry in json.loads(path.read_text())]
+
+
+def _spearman(one: np.ndarray, other: np.ndarray) -> float:
+    return float(spearmanr(one, other).statistic)
+
+
+if __name__ == "__main__":
+    app()
