@@ -105,7 +105,8 @@ class Database:
         names = {axis.module for group in self._source.groups for axis in group.axes if axis.side == "in"}
         wanted = [layer.name for layer in self._source.layers if layer.name in names and self._is_reader(layer.name)]
         moments = second_moments(self._module, wanted, self._images, rows=self._rows)
-        return {name: damped(found[0], self._damping) for name, found in moments.items()}
+        # Popped for the memory's sake, as there.
+        return {name: damped(moments.pop(name)[0], self._damping) for name in list(moments)}
 
     def _is_reader(self, name: str) -> bool:
         """Whether the layer mixes its input channels; a depthwise one only passes them on."""

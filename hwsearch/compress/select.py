@@ -18,6 +18,8 @@ from torch import Tensor
 
 Indices = NDArray[np.int64]
 
+MOST_STEPS = 64  # in which the channels of a group go; each is a pass over matrices of all columns
+
 COMPACT = 0.75
 """Share of the columns below which those that are gone are dropped from memory."""
 
@@ -38,23 +40,24 @@ class Reader:
 
 
 def removal_order(readers: Sequence[Reader]) -> Indices:
-    """All channels of a group, in the order in which they are removed.
+    """All channels of a group, in the order in which they are removed; of many channels, several at a time.
 
     The error of a channel is the sum over the readers, each as a share of its output's energy, so that channels tied
     over many layers are judged by all of them.
     """
     states = [_Elimination(reader) for reader in readers]
     channels = readers[0].columns.shape[0]
+    at_once = max(1, channels // MOST_STEPS)
     left = torch.arange(channels)
-    order = []
+    order: list[int] = []
     while len(left):
         errors = torch.stack([state.errors(left) for state in states]).sum(dim=0)
-        position = int(errors.argmin())
-        gone = int(left[position])
+        cheapest = errors.argsort()
+        gone = left[cheapest[:at_once]]
         for state in states:
             state.remove(gone)
-        left = left[left != gone]
-        order.append(gone)
+        left = left[cheapest[at_once:].sort().values]
+        order += gone.tolist()
     return np.array(order, dtype=np.int64)
 
 
@@ -96,9 +99,9 @@ class _Elimination:
         half = torch.linalg.solve_triangular(torch.linalg.cholesky(blocks), weights, upper=False)
         return torch.sum(half.square(), dim=(1, 2)) * self._scale
 
-    def remove(self, channel: int) -> None:
-        """Take one channel out and let the rest make up for it."""
-        columns = self._columns[channel]
+    def remove(self, channels: Tensor) -> None:
+        """Take channels out and let the rest make up for them."""
+        columns = self._columns[channels].flatten()
         across = self._inverse[columns]
         solved = torch.linalg.solve(across[:, columns], across)
         self._weight.addmm_(self._weight[:, columns], solved, alpha=-1)

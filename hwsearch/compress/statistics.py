@@ -58,8 +58,7 @@ def output_rows(layer: Layer, outputs: Tensor) -> Tensor:
 
 def take_outputs(layer: Layer, outputs: Tensor, positions: Tensor) -> Tensor:
     """Rows [images * rows per image, channels] of what a layer writes."""
-    rows = output_rows(layer, outputs)
-    return rows.gather(1, positions[..., None].expand(-1, -1, rows.shape[2])).flatten(0, 1)
+    return _at(output_rows(layer, outputs), positions).flatten(0, 1)
 
 
 def take_inputs(layer: Layer, inputs: Tensor, positions: Tensor) -> Tensor:
@@ -67,15 +66,15 @@ def take_inputs(layer: Layer, inputs: Tensor, positions: Tensor) -> Tensor:
 
     The columns are in the order of the flattened weight: input channel, then kernel position.
     """
-    if isinstance(layer, CONVOLUTIONS):
-        patches = _windows(layer, inputs, positions)  # [images, rows per image, channels, *kernel]
-        grouped = patches.reshape(*positions.shape, layer.groups, -1, *layer.kernel_size).movedim(2, 0)
-    else:
-        tokens = _tokens(inputs)
-        grouped = tokens.gather(1, positions[..., None].expand(-1, -1, tokens.shape[2]))[None]
-    rows = inputs.new_empty(len(grouped), positions.numel(), grouped[0, 0, 0].numel() + 1)
-    rows[..., :-1].view(grouped.shape).copy_(grouped)
+    groups = getattr(layer, "groups", 1)
+    rows = inputs.new_empty(groups, positions.numel(), layer.weight[0].numel() + 1)
     rows[..., -1] = 1
+    columns = rows[..., :-1].view(groups, *positions.shape, *layer.weight.shape[1:])
+    for start in range(0, len(inputs), CHUNK_IMAGES):  # at a time: what lies in between is as large as the inputs
+        part = slice(start, start + CHUNK_IMAGES)
+        some, where, into = inputs[part], positions[part], columns[:, part]
+        read = _windows(layer, some, where) if isinstance(layer, CONVOLUTIONS) else _at(_tokens(some), where)
+        into.copy_(read.reshape(*where.shape, groups, *into.shape[3:]).movedim(2, 0))
     return rows
 
 
@@ -106,14 +105,15 @@ def second_moments(module: nn.Module, layers: Iterable[str], images: Tensor, *, 
     def look(name: str, layer: Layer, inputs: Tensor, outputs: Tensor) -> None:
         positions = sample_positions(name, len(images), output_positions(layer, outputs), rows)
         taken = take_inputs(layer, inputs, positions[start : start + len(inputs)])
-        totals[name] = gram(taken) + totals.get(name, 0)
+        totals[name] = totals[name].add_(gram(taken)) if name in totals else gram(taken)
         counts[name] = counts.get(name, 0) + taken.shape[1]
 
     with torch.inference_mode(), watch(module, layers, look):
         for chunk in torch.split(images, CHUNK_IMAGES):
             module(chunk)
             start += len(chunk)
-    return {name: total / counts[name] for name, total in totals.items()}
+    # Popped, so that no more than one layer's moments are held twice.
+    return {name: totals.pop(name) / counts[name] for name in list(totals)}
 
 
 @contextmanager
@@ -141,6 +141,11 @@ def _symmetric_gram(rows: Tensor) -> Tensor:
         matrix = chunk.numpy()
         total += matrix.T @ matrix
     return torch.from_numpy(total)
+
+
+def _at(rows: Tensor, positions: Tensor) -> Tensor:
+    """The rows [images, positions, channels] at the given positions of each image."""
+    return rows.gather(1, positions[..., None].expand(-1, -1, rows.shape[2]))
 
 
 def _tokens(values: Tensor) -> Tensor:
