@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from model_networks import traced
+from torch import nn
 
 from hwsearch.config import SpaceConfig
 from hwsearch.errors import ConfigError
@@ -154,6 +156,30 @@ def test_prices_add_up_whatever_the_network(name, target):
     chart = pricing.chart(weights)
     for row in range(0, len(chart), 5):
         assert chart.loss[row] == pytest.approx(pricing.surrogate(chart.candidate(row), weights))
+
+
+class Fire(nn.Module):
+    """Two convolutions side by side whose widths meet in a concatenation and the layer behind it."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 16, 1), nn.Conv2d(3, 16, 3, padding=1)
+        self.join, self.head = nn.Conv2d(32, 8, 1), nn.Linear(8, 5)
+
+    def forward(self, x):
+        sides = torch.cat([torch.relu(self.left(x)), torch.relu(self.right(x))], 1)
+        return self.head(torch.relu(self.join(sides)).mean((2, 3)))
+
+
+def test_widths_that_share_a_cost_are_not_chosen_apart():
+    network = trace(Fire(), np.zeros((1, 3, 8, 8), np.float32), name="fire")
+    target = load_target(str(EDGE / "edge-asic-4bit.yaml"))
+    space = build_space(network.source, target, SpaceConfig(granularity=2), isa=())
+    prices = synthetic(network, target)
+    pricing = Pricing(network.source, space, prices, loss)
+    assert {"keep:left", "keep:right"} <= set(pricing.segments)
+    for candidate in drawn(pricing.space, network.source, 25):
+        assert pricing.price_ms(candidate) == pytest.approx(prices.predict(candidate)[0], rel=1e-9)
 
 
 def test_solving_again_reads_no_candidate(network):
