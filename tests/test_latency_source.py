@@ -1,12 +1,22 @@
 """When a search asks the table, and when it asks the device."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from hwsearch.search.latency import LatencySource
+from hwsearch.config import StudyConfig
+from hwsearch.errors import ConfigError
+from hwsearch.model.graph import trace
+from hwsearch.search.latency import LatencySource, latency_source, record_explanation
+from hwsearch.search.run import LATENCY_FILE
+from hwsearch.space.target import load_target
+from hwsearch.store import read_json
 from hwsearch.types import Accuracy, Artifact, Candidate, Latency, Success, Trial
+from hwsearch.zoo.resnet import ResNet
 
+EXAMPLE = Path(__file__).parents[1] / "latency_tables" / "example-edge-asic"
 ARTIFACT = Artifact(path="m", files=("m",), format="onnx", sha256="", size_bytes=1, portable=True)
 
 
@@ -123,6 +133,48 @@ def test_the_table_alone_answers_where_the_study_says_so():
     assert ask(found, 1.0, 0.9, baseline=True).source == "table"
     finalists = found.together({"a": (ARTIFACT, model(1.0))})
     assert finalists["a"].source == "measured"
+
+
+def test_a_candidate_for_which_the_table_lacks_an_entry_is_measured_if_the_device_is_here():
+    class Gap(Table):
+        def __call__(self, candidate):
+            raise ConfigError("no entry")
+
+        learn = __call__
+
+    device = Device()
+    found = LatencySource(measure=device, batch=1, predictor=Gap())
+    assert ask(found, 5.0, 0.1).source == "measured"
+    found.always_predict = True
+    with pytest.raises(ConfigError, match="no entry"):
+        ask(found, 5.0, 0.1)
+
+
+@pytest.fixture(scope="module")
+def network():
+    return trace(ResNet(1, 10).eval(), np.zeros((1, 3, 32, 32), np.float32), name="resnet8")
+
+
+def config(**settings):
+    return StudyConfig.model_validate({"name": "s", "model": "m:f", "data": {"source": "digits"}, **settings})
+
+
+def test_it_says_which_table_answers_or_why_none_does(network, tmp_path):
+    here = config(target="ort-cpu", tables=str(tmp_path))
+    found = latency_source(network, load_target("ort-cpu"), here, Device())
+    assert "measured: no latency table in" in found.explanation
+    asked = here.model_copy(update={"latency": "measure"})
+    assert "the study asks" in latency_source(network, load_target("ort-cpu"), asked, Device()).explanation
+    edge = load_target(str(EXAMPLE / "edge-asic-4bit.yaml"))
+    found = latency_source(network, edge, config(target="ort-cpu"), Device())
+    assert "the latency table alone" in record_explanation(found, tmp_path)
+    assert str(EXAMPLE) in read_json(tmp_path / LATENCY_FILE)["explanation"]
+
+
+def test_a_refused_table_ends_a_search_that_asked_for_nothing_else(network, tmp_path):
+    only = config(target="ort-cpu", tables=str(tmp_path), latency="table")
+    with pytest.raises(ConfigError, match="no latency table"):
+        latency_source(network, load_target("ort-cpu"), only, Device())
 
 
 def test_a_device_that_is_not_here_is_never_measured():

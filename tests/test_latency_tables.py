@@ -21,14 +21,14 @@ from hwsearch.latency.build import target_device
 from hwsearch.latency.design import Drawer, choose, reachable_axes
 from hwsearch.latency.files import ENTRIES, MANIFEST, TableCheck
 from hwsearch.latency.fit import Equation, fit
-from hwsearch.latency.grid import Axes
+from hwsearch.latency.grid import Axes, multiplications
 from hwsearch.latency.kernels import CALL, Kind, compiled_units
 from hwsearch.latency.micro import pieces, plausible_ranges
 from hwsearch.latency.network import NetworkUnits, integer_flow, quantizer_rule
 from hwsearch.latency.plan import read_plan
 from hwsearch.latency.residual import Residual
 from hwsearch.latency.table import LatencyTable, gate, import_table, table_folder
-from hwsearch.latency.validate import Point, summarise
+from hwsearch.latency.validate import TEMPTED, Point, summarise, tempting
 from hwsearch.model.graph import trace
 from hwsearch.space.space import build_space, uniform
 from hwsearch.space.target import load_target
@@ -60,7 +60,7 @@ def edge(network):
     space = build_space(network.source, target, SpaceConfig(), isa=())
     table = LatencyTable.open(EXAMPLE, target_device(target))
     reader = NetworkUnits(network.source, network.template, integer_flow)
-    return table.predictor(network.source, target, network.template), Drawer(network, space, reader, seed=3)
+    return table.predictor(network.source, target, network.template), Drawer(network, space, reader, seed=3), reader
 
 
 # --------------------------------------------------------------------------- units
@@ -103,7 +103,7 @@ def test_candidates_like_none_before_have_the_units_of_the_model_that_would_be_b
         reader = NetworkUnits(network.source, network.template, quantizer_rule(target))
         space = build_space(network.source, target, SpaceConfig(), isa=("avx512_bf16",))
         drawer = Drawer(network, space, reader, seed=5)
-        for candidate in (drawer.candidate(any_width=True) for _ in range(6)):
+        for candidate in (drawer.candidate(any_width=True) for _ in range(4)):
             keep = {**reader.full, **candidate.keep}
             assert built_units(reader, drawer, candidate) == [
                 (u.kind, u.inputs.channels(keep), u.outputs.channels(keep)) for u in reader.units(candidate)
@@ -200,7 +200,7 @@ def test_the_micro_models_chosen_tell_more_than_as_many_others(ort):
 
 
 def test_fewer_bits_and_fewer_layers_are_never_slower_on_the_example_device(network, edge):
-    predictor, _ = edge
+    predictor, *_ = edge
     latency = {name: predictor(uniform(network.source, name))[0] for name in ("int8", "fp32")}
     assert latency["int8"] < latency["fp32"]
     layers = {layer.name: layer.op for layer in network.source.layers}
@@ -212,14 +212,14 @@ def test_fewer_bits_and_fewer_layers_are_never_slower_on_the_example_device(netw
 
 
 def test_every_candidate_of_the_space_has_a_price_and_an_error(edge):
-    predictor, drawer = edge
+    predictor, drawer, _ = edge
     for _ in range(60):
         latency, sigma = predictor(drawer.candidate(any_width=True))
         assert 0 < sigma < latency
 
 
 def test_a_missing_entry_is_named_and_gives_no_number(network, edge):
-    predictor, _ = edge
+    predictor, *_ = edge
     with pytest.raises(ConfigError, match=r"no entry for .* bf16"):
         predictor(uniform(network.source, "bf16"))
 
@@ -330,6 +330,27 @@ def test_the_gate(copy, change, reason):
     problem = gate(measured)
     assert problem is None if reason is None else reason in problem
     assert "not checked" in gate(dataclasses.replace(measured, check=None))
+    misled = dataclasses.replace(measured, check=check, tempting=dataclasses.replace(check, within_10_pct=80.0))
+    assert "look best" in gate(misled)
+
+
+def test_models_that_look_best_are_beaten_by_no_other_that_was_drawn(network, edge):
+    predictor, _, reader = edge
+    space = build_space(network.source, load_target(str(EXAMPLE / "edge-asic-4bit.yaml")), SpaceConfig(), isa=())
+    found = tempting(Drawer(network, space, reader, seed=9), reader, predictor, 8)
+    drawer = Drawer(network, space, reader, seed=9)
+    points = [(predictor(c)[0], multiplications(reader.counts(c))) for c in found]
+    assert 2 <= len(points) <= 8
+    assert points == sorted(points)
+    for candidate in (drawer.candidate(any_width=True) for _ in range(TEMPTED)):
+        latency, work = predictor(candidate)[0], multiplications(reader.counts(candidate))
+        assert not any(latency < own and work > most for own, most in points)
+
+
+def test_multiplications_of_units_are_those_of_the_layers(network, ort):
+    reader, _ = ort
+    counted = multiplications(reader.counts(uniform(network.source, "fp32")))
+    assert counted == sum(layer.macs for layer in network.source.layers)
 
 
 def test_a_checked_table_keeps_its_figures(copy):
@@ -374,8 +395,8 @@ def test_build_and_check_a_small_table(tmp_path, network):
     space = build_space(network.source, target, config, isa=())
     table = build_table(network, space, target, tmp_path, lambda *_: None, micro_models=12, whole_models=8)
     found = check_table(table, network, space, target, lambda *_: None, models=4)
-    table = table.checked(found.check)
-    assert found.check.models == 4
+    table = table.checked(found.check, found.tempting)
+    assert (found.check.models, found.tempting.models) == (6, 2)
     assert all(point.predicted_ms > 0 and point.sigma_ms > 0 for point in found.points)
     with pytest.raises(ConfigError, match="may not be used"):
         LatencyTable.open(tmp_path, table.manifest.device)

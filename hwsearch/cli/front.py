@@ -37,11 +37,11 @@ def front(
     points = [p for p in result.points if p.on_front and _fits(p, max_latency_ms, min_accuracy)]
     expected = _expected(found, max_latency_ms)
     if flags().json:
-        print_json(
-            front_document(result, points) | ({} if expected is None else {"predicted": _expected_document(expected)})
-        )
+        predicted = {} if expected is None else {"predicted": _expected_document(expected)}
+        print_json(front_document(result, points) | {"latency_explanation": found.latency_explanation} | predicted)
     else:
         print_front(result, points)
+        note(found.latency_explanation)
         if expected is not None:
             note(_expected_in_words(expected, found, max_latency_ms))
     if not points:

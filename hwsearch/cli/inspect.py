@@ -120,6 +120,7 @@ def _facts(run: Run, trial: Trial) -> dict[str, str]:
         f"{accuracy.metric} ({accuracy.split} split)": f"{accuracy.value:.4f}{_interval(accuracy.ci95)}",
         "latency ms": f"{latency.best_ms:.4f}{_interval(latency.ci95_ms)}",
         "latency from": _origin(latency),
+        "in this run": run.latency_explanation,
         "vs fp32": speed_up(point, run.points()) if point else "",
         "size MB": f"{outcome.artifact.size_bytes / 1e6:.3f}",
         "params": f"{outcome.params:,}",

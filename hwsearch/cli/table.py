@@ -88,6 +88,8 @@ def show(table: Folder) -> None:
     )
     if manifest.check:
         _print_check("check", manifest.check)
+    if manifest.tempting:
+        _print_check("of these, looked best", manifest.tempting)
     rows = [
         [str(kind), str(len(nodes)), f"{min(e.latency_us for e in nodes.values()):.2f}",
          f"{max(e.latency_us for e in nodes.values()):.2f}"]
@@ -146,16 +148,19 @@ def _check(
     from hwsearch.latency.validate import check_table
 
     found = check_table(table, subject.network, space, target, _progress, models=models)
-    table = table.checked(found.check)
+    table = table.checked(found.check, found.tempting)
     problem = gate(table.manifest)
     if plot:
         from hwsearch.report.latency_figures import write_scatter
 
         write_scatter(found.points, plot)
     if flags().json:
-        print_json({"check": to_json(found.check), "learned": to_json(found.learned), "refused": problem})
+        checks = {"check": found.check, "tempting": found.tempting, "learned": found.learned}
+        print_json({**{name: to_json(check) for name, check in checks.items()}, "refused": problem})
     else:
         _print_check("table", found.check)
+        if found.tempting:
+            _print_check("of these, looked best", found.tempting)
         if found.learned:
             _print_check(f"after learning {found.learned.learned} of them", found.learned)
         note(f"a search may not use it: {problem}" if problem else "a search may use it")

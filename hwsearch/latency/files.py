@@ -73,6 +73,7 @@ class Manifest:
             key of the candidate: what tells a slower machine from a wrong table.
         entries_sha256: Of ``entries.csv``.
         check: How it did against whole models; None if that was not tried.
+        tempting: How it did against those of them that it makes look best.
     """
 
     device: Device
@@ -84,6 +85,7 @@ class Manifest:
     entries_sha256: str
     references_ms: dict[str, float] = field(default_factory=dict)
     check: TableCheck | None = None
+    tempting: TableCheck | None = None
     format: int = FORMAT
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
+from typing import TypeVar
 
-from hwsearch.latency.kernels import Kind, Node
+from hwsearch.latency.kernels import LAYER_KINDS, Column, Kind, Node
+
+Item = TypeVar("Item")
 
 VECTOR = 16
 """Channels a processor computes at once: it rounds up to a multiple."""
@@ -47,12 +50,12 @@ def axes_of(kind: Kind, nodes: Iterable[Node]) -> Axes:
     return Axes(inputs, outputs, tied=kind.unit not in MATRICES)
 
 
-def thinned(widths: Sequence[int], most: int) -> tuple[int, ...]:
-    """At most `most` of some ascending channel counts: all, or evenly spread with both ends kept."""
-    if len(widths) <= most:
-        return tuple(widths)
-    last = len(widths) - 1
-    return tuple(widths[round(i * last / (most - 1))] for i in range(most))
+def thinned(listed: Sequence[Item], most: int) -> tuple[Item, ...]:
+    """At most `most` of some items in their order: all, or evenly spread with both ends kept."""
+    if len(listed) <= most:
+        return tuple(listed)
+    last = len(listed) - 1
+    return tuple(listed[round(i * last / (most - 1))] for i in range(most))
 
 
 def _line(points: Sequence[int], value: int) -> dict[int, float] | None:
@@ -72,9 +75,7 @@ def features(kind: Kind, node: Node) -> tuple[float, ...]:
 
     Weights count apart from activations: there is a new set for every layer, while activations stay in the cache.
     """
-    taps, stride = _window(kind.window)
-    positions = prod(float(part) for part in kind.size.split("x"))
-    reached = positions / stride**2
+    taps, positions, reached = _extent(kind)
     a, b = node
     moved = positions * a + reached * b
     if kind.unit == "depthwise":
@@ -83,6 +84,23 @@ def features(kind: Kind, node: Node) -> tuple[float, ...]:
         vectors = VECTOR * ceil(b / VECTOR)
         return (1.0, moved, taps * a * b, reached * taps * a * b, reached * taps * a * vectors)
     return (1.0, moved)
+
+
+def multiplications(counts: Mapping[Column, float]) -> float:
+    """Multiply-accumulates of the layers among some units."""
+    total = 0.0
+    for (kind, (a, b)), count in counts.items():
+        if kind.unit in LAYER_KINDS:
+            taps, _, reached = _extent(kind)
+            total += count * reached * taps * b * (1 if kind.unit == "depthwise" else a)
+    return total
+
+
+def _extent(kind: Kind) -> tuple[int, float, float]:
+    """Taps of the window, positions on which it lies, and positions it computes."""
+    taps, stride = _window(kind.window)
+    positions = prod(float(part) for part in kind.size.split("x"))
+    return taps, positions, positions / stride**2
 
 
 def _window(text: str) -> tuple[int, int]:

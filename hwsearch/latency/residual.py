@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-CORRECTION = 0.1  # prior standard deviation of a family's relative correction
+CORRECTION = 0.03  # prior standard deviation of a family's relative correction
+SCALE = 0.05  # of one that all share: the machine may run faster or slower than when the table was built
 
 
 class Residual:
@@ -20,7 +21,7 @@ class Residual:
     def __init__(self, families: int, model_error: float) -> None:
         self._model_error = model_error
         self._correction = np.zeros(families)
-        self._covariance = np.eye(families) * CORRECTION**2
+        self._covariance = np.eye(families) * CORRECTION**2 + SCALE**2
         self.learned = 0
 
     def apply(self, totals: Sequence[float]) -> tuple[float, float]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 ROOT = Path("latency_tables")
 LEAST_MODELS, LEAST_WITHIN_10_PCT, LEAST_SPEARMAN = 20, 95.0, 0.95
+LEAST_TEMPTING_WITHIN_10_PCT = 90.0  # of the few models that look best
 IMPORTED_ERROR = 0.1  # relative standard error of a whole model for a table that nobody could check here
 
 
@@ -76,13 +77,16 @@ class LatencyTable:
         reader = NetworkUnits(source, template, quantizer_rule(target))
         return Predictor(CostTable(self.entries), reader, self.manifest.model_error)
 
-    def checked(self, check: TableCheck) -> LatencyTable:
-        """The table with the result of a check, written to its folder; the check's error becomes the model error."""
+    def checked(self, check: TableCheck, tempting: TableCheck | None = None) -> LatencyTable:
+        """The table with the result of a check, written to its folder; the check's error becomes the model error.
+
+        Args:
+            check: Of all models.
+            tempting: Of those that looked best.
+        """
         error = max(check.mape_pct * 1.25 / 100, 0.005)  # mean absolute to standard deviation of a normal error
-        manifest = write_table(
-            self.folder, dataclasses.replace(self.manifest, check=check, model_error=error), self.entries
-        )
-        return dataclasses.replace(self, manifest=manifest)
+        manifest = dataclasses.replace(self.manifest, check=check, tempting=tempting, model_error=error)
+        return dataclasses.replace(self, manifest=write_table(self.folder, manifest, self.entries))
 
 
 def gate(manifest: Manifest) -> str | None:
@@ -96,6 +100,10 @@ def gate(manifest: Manifest) -> str | None:
         return f"only {check.within_10_pct:.0f} % of {check.models} models were within 10 % of their measurement"
     if check.spearman < LEAST_SPEARMAN:
         return f"it ranks {check.models} models with a Spearman correlation of {check.spearman:.3f} only"
+    best = manifest.tempting
+    if best is not None and best.within_10_pct < LEAST_TEMPTING_WITHIN_10_PCT:
+        share = f"{best.within_10_pct:.0f} % of {best.models}"
+        return f"of the models that look best by it, only {share} were within 10 % of their measurement"
     return None
 
 

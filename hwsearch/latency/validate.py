@@ -1,4 +1,8 @@
-"""Is a table any good? Its predictions against whole models, built and measured like any other."""
+"""Is a table any good? Its predictions against whole models, built and measured like any other.
+
+Random models are not enough: a search asks for those that look best, and so finds the table's worst entry if that is
+too low. Some of the models are therefore such that, of many, none is predicted faster with as many multiplications.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from scipy.stats import spearmanr
 from hwsearch.latency.campaign import TRUTH, Progress, measure_jobs
 from hwsearch.latency.design import Drawer
 from hwsearch.latency.files import TableCheck
+from hwsearch.latency.grid import multiplications, thinned
 from hwsearch.latency.network import NetworkUnits, quantizer_rule
 from hwsearch.latency.predictor import Predictor
 from hwsearch.latency.table import LatencyTable
@@ -21,6 +26,8 @@ from hwsearch.space.space import baselines
 from hwsearch.types import Candidate, Latency, SearchSpace, Target
 
 STRATUM = 6  # candidates drawn for each that is measured
+TEMPTING_SHARE = 0.25  # models that look best, for each random one
+TEMPTED = 2000  # candidates they are the best of
 SEED = 20_000  # unlike the build's
 
 
@@ -39,13 +46,15 @@ class Validation:
     """Outcome of a check.
 
     Attributes:
-        check: Of the table as it is.
+        check: Of the table as it is, on all models.
+        tempting: Of the table as it is, on the models that looked best; None if hardly any could be run.
         learned: Of the same table on the second half of the models, after learning from the first; None if there
             were too few.
         points: The models measured.
     """
 
     check: TableCheck
+    tempting: TableCheck | None
     learned: TableCheck | None
     points: tuple[Point, ...]
 
@@ -61,7 +70,17 @@ def check_table(
     extra: Sequence[Candidate] = (),
     seed: int = SEED,
 ) -> Validation:
-    """Measure `models` candidates spread over all latencies, and `extra` ones such as a solver chose.
+    """Measure `models` candidates spread over all latencies, and a quarter as many that look best.
+
+    Args:
+        table: To be checked.
+        network: It was built for.
+        space: Candidates come from here.
+        target: Where they run.
+        progress: Told what happens.
+        models: How many random candidates.
+        extra: Further candidates that look best, such as a solver chose.
+        seed: Of the draws.
 
     Raises:
         ConfigError: the table lacks an entry.
@@ -70,7 +89,8 @@ def check_table(
     predictor = table.predictor(network.source, target, network.template)
     reader = NetworkUnits(network.source, network.template, quantizer_rule(target))
     drawer = Drawer(network, space, reader, seed)
-    candidates = [*_stratified(drawer, predictor, models), *extra]
+    best = [*tempting(drawer, reader, predictor, max(2, round(TEMPTING_SHARE * models))), *extra]
+    candidates = [*_stratified(drawer, predictor, models), *best]
     references = list(baselines(space).values())
     latencies = measure_jobs([drawer.whole_job(c) for c in (*references, *candidates)], target, TRUTH, progress)
     drift = _drift(table, dict(zip((c.key for c in references), latencies, strict=False)))
@@ -81,7 +101,13 @@ def check_table(
         if latency is not None
     )
     drift_pct = 100 * (drift - 1)
-    return Validation(summarise(points, drift_pct), _after_learning(predictor, points, drift_pct), points)
+    looked_best = [point for point in points if point.candidate in best]
+    return Validation(
+        check=summarise(points, drift_pct),
+        tempting=summarise(looked_best, drift_pct) if len(looked_best) > 1 else None,
+        learned=_after_learning(predictor, points, drift_pct),
+        points=points,
+    )
 
 
 def _drift(table: LatencyTable, references: Mapping[str, Latency | None]) -> float:
@@ -123,6 +149,18 @@ def _stratified(drawer: Drawer, predictor: Predictor, models: int) -> list[Candi
     """One candidate of every stretch of predicted latency that holds equally many."""
     drawn = sorted((drawer.candidate(any_width=True) for _ in range(STRATUM * models)), key=lambda c: predictor(c)[0])
     return drawn[STRATUM // 2 :: STRATUM]
+
+
+def tempting(drawer: Drawer, reader: NetworkUnits, predictor: Predictor, models: int) -> list[Candidate]:
+    """At most `models` of the candidates that none of many others beats in both latency and multiplications."""
+    drawn = sorted((drawer.candidate(any_width=True) for _ in range(TEMPTED)), key=lambda c: predictor(c)[0])
+    most, front = 0.0, []
+    for candidate in drawn:
+        work = multiplications(reader.counts(candidate))
+        if work > most:
+            most = work
+            front.append(candidate)
+    return list(thinned(front, models))
 
 
 def _share(hits: NDArray[np.bool_]) -> float:

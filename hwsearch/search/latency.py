@@ -7,6 +7,7 @@ candidate that the table cannot rule out of the front, and lets the table learn 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,10 +15,13 @@ from hwsearch.backends.timing import through_reference
 from hwsearch.config import StudyConfig
 from hwsearch.errors import ConfigError
 from hwsearch.latency.build import target_device
+from hwsearch.latency.files import Manifest
 from hwsearch.latency.predictor import Predictor
 from hwsearch.latency.table import LatencyTable, table_folder
 from hwsearch.model.graph import Network
 from hwsearch.search.front import costs_of
+from hwsearch.search.run import LATENCY_FILE
+from hwsearch.store import write_json
 from hwsearch.types import Accuracy, Artifact, Candidate, Latency, Success, Target, Trial
 
 Models = Mapping[str, tuple[Artifact, Candidate]]
@@ -36,7 +40,7 @@ class LatencySource:
         label: What a prediction is called in results: ``table`` or ``modelled``.
         always_predict: Never measure while searching.
         device_present: False for a device that only a table describes: finalists are predicted too.
-        reason: Why there is no table, for people.
+        reason: Why there is no table, or which one it is, for people.
     """
 
     measure: Measure
@@ -66,6 +70,14 @@ class LatencySource:
             return self.measure(models)
         return {key: found for key, (_, c) in models.items() if (found := self._predicted(c)) is not None}
 
+    @property
+    def explanation(self) -> str:
+        """Where latencies come from and why, in words."""
+        if self.predictor is None:
+            return f"every model is measured: {self.reason}"
+        alone = self.always_predict or not self.device_present
+        return f"the latency table {'alone' if alone else 'decides which models are measured'}: {self.reason}"
+
     def remember(self, trial: Trial) -> None:
         """Learn from a finished evaluation."""
         if isinstance(trial.outcome, Success):
@@ -73,12 +85,19 @@ class LatencySource:
                 self._floor_ms = trial.outcome.latency.best_ms
             self._rivals.append(costs_of(trial.outcome.accuracy, trial.outcome.latency))
             if self.predictor is not None and trial.outcome.latency.source == "measured":
-                self.predictor.learn(trial.candidate, trial.outcome.latency.best_ms)
+                with suppress(ConfigError):  # the table lacks an entry, so it has nothing to correct
+                    self.predictor.learn(trial.candidate, trial.outcome.latency.best_ms)
 
     def _predicted(self, candidate: Candidate) -> Latency | None:
+        """What the table says; None without one, and where it lacks an entry but the device can be asked."""
         if self.predictor is None:
             return None
-        latency, sigma = self.predictor(candidate)
+        try:
+            latency, sigma = self.predictor(candidate)
+        except ConfigError:
+            if self.always_predict or not self.device_present:
+                raise
+            return None
         return Latency(
             best_ms=latency,
             median_ms=None,
@@ -133,7 +152,20 @@ def latency_source(network: Network, target: Target, config: StudyConfig, measur
         label="modelled" if table.manifest.source == "modelled" else "table",
         always_predict=config.latency == "table",
         device_present=not only_table,
+        reason=f"{table.folder}, {_quality(table.manifest)}",
     )
+
+
+def record_explanation(source: LatencySource, folder: Path) -> str:
+    """Keep in the run folder where its latencies come from; the same in words."""
+    write_json(folder / LATENCY_FILE, {"explanation": source.explanation})
+    return source.explanation
+
+
+def _quality(manifest: Manifest) -> str:
+    if manifest.check is None:
+        return f"{manifest.source}, not checked"
+    return f"mean error {manifest.check.mape_pct:.1f} % on {manifest.check.models} models"
 
 
 def table_path(target: Target, config: StudyConfig) -> Path:

@@ -12,7 +12,7 @@ class Progress:
 
     Attributes:
         target: Target being searched.
-        stage: ``prepare``, ``baselines``, ``sensitivity``, ``search``, ``finalists`` or ``done``.
+        stage: ``prepare``, ``latency``, ``baselines``, ``sensitivity``, ``search``, ``finalists`` or ``done``.
         done, total: Finished evaluations and how many are planned; in ``sensitivity``, of single choices.
         best: The best feasible model so far in words, e.g. ``0.31 ms at 91.2 %, 2.4x faster than fp32``.
         seconds_left: Estimate, or None while unknown.

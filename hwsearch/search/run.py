@@ -5,6 +5,7 @@ runs/<name>/<target>/
   study.yaml    the resolved study
   study.db      the evaluations (unless the study names another storage)
   front.json    the finalists, measured again together and scored on the report split
+  latency.json  where latencies come from, and why
   sensitivity.json   what each single choice does alone, where the search asked
   work/         arrays, artifacts and logs
 """
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FRONT_FILE = "front.json"
+LATENCY_FILE = "latency.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +131,12 @@ class Run:
     def sensitivity(self) -> Sensitivity | None:
         """What each single choice does alone; None if the search did not ask."""
         return read_sensitivity(self.path)
+
+    @property
+    def latency_explanation(self) -> str:
+        """Where latencies come from and why, in words; empty for a run of an older version."""
+        path = self.path / LATENCY_FILE
+        return str(read_json(path)["explanation"]) if path.exists() else ""
 
     def artifact(self, key: str) -> Artifact:
         """A candidate's artifact, with paths that can be opened."""

@@ -17,6 +17,7 @@ from hwsearch.search.finalists import finalise
 from hwsearch.search.folder import claim, locked
 from hwsearch.search.guidance import Guidance, foresee
 from hwsearch.search.guided import GuidedProposer
+from hwsearch.search.latency import record_explanation
 from hwsearch.search.loop import Search, run_baselines, run_loop, tell
 from hwsearch.search.predictions import write_predictions
 from hwsearch.search.prepare import identity, load_subject, ready_target, space_for
@@ -124,6 +125,7 @@ def _search_target(
         )
         for trial in search.trials:
             evaluator.remember(trial)
+        tell(search, "latency", record_explanation(evaluator.latency, folder))
         run_baselines(search)
         ended = run_loop(search)
         if not any(isinstance(trial.outcome, Success) for trial in search.trials):

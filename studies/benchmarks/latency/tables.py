@@ -9,12 +9,16 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from statistics import mean, median
 
 import numpy as np
 
 from hwsearch.backends.device import chip_isa
 from hwsearch.config import SpaceConfig
 from hwsearch.latency.build import build_table, target_device
+from hwsearch.latency.design import Drawer
+from hwsearch.latency.files import TableCheck
+from hwsearch.latency.network import NetworkUnits, quantizer_rule
 from hwsearch.latency.predictor import Predictor
 from hwsearch.latency.table import ROOT, table_folder
 from hwsearch.latency.validate import check_table
@@ -23,6 +27,8 @@ from hwsearch.model.load import load_model
 from hwsearch.space.space import build_space
 from hwsearch.space.target import load_target
 from hwsearch.types import Candidate
+
+LOOKUPS = 500
 
 
 def main() -> None:
@@ -43,25 +49,41 @@ def main() -> None:
     table = build_table(network, space, target, folder, _silent)
     built = time.perf_counter() - start
     found = check_table(table, network, space, target, _silent, models=arguments.models)
-    table = table.checked(found.check)
+    table = table.checked(found.check, found.tempting)
     print(f"{name} on {target.name}: {sum(map(len, table.entries.values()))} entries built in {built:.0f} s")
-    for check in filter(None, (found.check, found.learned)):
+    for label, check in (("all", found.check), ("looked best", found.tempting), ("after learning", found.learned)):
+        if check is not None:
+            print_check(label, check)
+    drawer = Drawer(network, space, NetworkUnits(network.source, network.template, quantizer_rule(target)), seed=1)
+    print_lookup(table.predictor(network.source, target, network.template), drawer)
+
+
+def print_check(label: str, check: TableCheck) -> None:
+    """One line of figures."""
+    print(
+        f"{label}, learned {check.learned}: n {check.models}, MAPE {check.mape_pct:.2f} %, bias {check.bias_pct:+.2f} "
+        f"%, max {check.max_pct:.1f} %, within 5 % {check.within_5_pct:.0f} %, within 10 % "
+        f"{check.within_10_pct:.0f} %, Spearman {check.spearman:.4f}, drift {check.drift_pct:+.1f} %"
+    )
+
+
+def print_lookup(predictor: Predictor, drawer: Drawer) -> None:
+    """How long one prediction takes, of candidates whose precisions and dropped branches are new, and of known ones."""
+    for _ in range(LOOKUPS):
+        predictor(drawer.candidate(any_width=True))
+    unseen = [drawer.candidate(any_width=True) for _ in range(LOOKUPS)]
+    for label in ("new", "known"):
+        seconds = [timed(predictor, candidate) for candidate in unseen]
         print(
-            f"learned {check.learned}: n {check.models}, MAPE {check.mape_pct:.2f} %, bias {check.bias_pct:+.2f} %, "
-            f"max {check.max_pct:.1f} %, within 5 % {check.within_5_pct:.0f} %, within 10 % "
-            f"{check.within_10_pct:.0f} %, Spearman {check.spearman:.4f}, drift {check.drift_pct:+.1f} %"
+            f"lookup of a {label} candidate: median {1e6 * median(seconds):.0f} µs, mean {1e6 * mean(seconds):.0f} µs"
         )
-    predictor = table.predictor(network.source, target, network.template)
-    print_lookup(predictor, [point.candidate for point in found.points])
 
 
-def print_lookup(predictor: Predictor, candidates: list[Candidate]) -> None:
-    """How long one prediction takes: with a new set of branches and precisions, and with new widths only."""
-    for label in ("first time", "again"):
-        start = time.perf_counter()
-        for candidate in candidates:
-            predictor(candidate)
-        print(f"lookup, {label}: {1e6 * (time.perf_counter() - start) / len(candidates):.0f} µs a candidate")
+def timed(predictor: Predictor, candidate: Candidate) -> float:
+    """Seconds one prediction takes."""
+    start = time.perf_counter()
+    predictor(candidate)
+    return time.perf_counter() - start
 
 
 def _silent(*_: object) -> None:
