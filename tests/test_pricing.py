@@ -253,7 +253,12 @@ def test_a_limit_on_size_holds_as_well(tiny):
     fits = (latency <= limit_ms) & (sizes <= limit_bytes)
     assert pricing.surrogate(found, weights) == pytest.approx(losses[fits].min(), abs=1e-5)
     chart = pricing.chart(weights, {"size_bytes": limit_bytes})
-    assert all(size(chart.candidate(row)) <= limit_bytes for row in range(len(chart)))
+    excess = []
+    for row in range(len(chart)):
+        assert size(chart.candidate(row)) <= limit_bytes
+        best = losses[(latency <= chart.latency_ms[row] * (1 + 1e-9)) & (sizes <= limit_bytes)].min()
+        excess.append(chart.loss[row] / best - 1)
+    assert -1e-9 < min(excess) <= np.mean(excess) < 0.05
 
 
 def test_an_impossible_limit_says_what_is_possible(tiny):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from hwsearch.search.problem import Problem, Solution, minimum, solution
 
 MOST_EFFORT = 200_000
 """Up to which dynamic programming takes a second or two."""
+
+PENALTIES = tuple(0.1 * 2.5**k for k in range(7))
+"""Tried on a limited resource, as multiples of what it takes on average to save it."""
 
 GRID = 24
 """Trade-offs found by integer programming, which solves for each of them."""
@@ -43,13 +47,15 @@ def solve(problem: Problem, limits: Mapping[str, float]) -> Solution:
 def trade_off(problem: Problem, resource: str, limits: Mapping[str, float]) -> Frontier:
     """Every trade-off between loss and `resource` within limits on other resources.
 
-    Only a grid of trade-offs where dynamic programming cannot be used (see `solve`).
+    Exact, up to rounding, without another limit. With one, what it keeps out is replaced by the best under penalties on
+    that resource (Everett 1963): nearly the best. Otherwise, and where variables are too entangled, a grid.
 
     Raises:
         ConfigError: nothing meets the limits.
     """
-    if problem.effort <= MOST_EFFORT and not limits:
-        return frontier(problem, resource)
+    if problem.effort <= MOST_EFFORT and len(limits) < 2:
+        free = frontier(problem, resource)
+        return free if not limits else _penalised(problem, free, *next(iter(limits.items())))
     program = IntegerProgram(problem)
     best, least = program.least_loss(limits), program.least_use(resource, limits)
     if best is None or least is None:
@@ -58,6 +64,24 @@ def trade_off(problem: Problem, resource: str, limits: Mapping[str, float]) -> F
     within = [program.least_loss({**limits, resource: limit}) for limit in np.linspace(least, most, GRID)]
     found = [best.choices, *(point.choices for point in within if point is not None)]
     return Frontier.of(problem, resource, {name: np.array([c[name] for c in found]) for name in problem.sizes})
+
+
+def _penalised(problem: Problem, free: Frontier, other: str, limit: float) -> Frontier:
+    """The solutions of `free`, and of frontiers under growing penalties on `other`, that use no more than `limit`."""
+    if (problem.use(other, free.choices) <= limit).all():
+        return free
+    ends = (minimum(problem, cost) for cost in (lambda term: term.spent(other), lambda term: term.loss))
+    lean, good = (solution(problem, end, [other]) for end in ends)
+    if lean.use[other] > limit:
+        raise _infeasible(IntegerProgram(problem), {other: limit})
+    slope = (lean.loss - good.loss) / max(good.use[other] - lean.use[other], 1e-12)
+    found = [free.choices, {name: np.array([value]) for name, value in lean.choices.items()}]
+    for factor in PENALTIES:
+        terms = [replace(t, loss=t.loss + factor * slope * np.asarray(t.use.get(other, 0.0))) for t in problem.terms]
+        found.append(frontier(Problem(problem.sizes, tuple(terms)), free.resource).choices)
+    joined = {name: np.concatenate([choices[name] for choices in found]) for name in problem.sizes}
+    fits = problem.use(other, joined) <= limit
+    return Frontier.of(problem, free.resource, {name: values[fits] for name, values in joined.items()})
 
 
 def _infeasible(program: IntegerProgram, limits: Mapping[str, float]) -> ConfigError:
