@@ -111,7 +111,9 @@ def test_front_prints_the_promised_document(run, searched):
     code, out, _ = run("front", searched, "--json")
     document = json.loads(out)
     assert code == 0
-    assert list(document) == ["schema_version", "device", "target", "objectives", "baselines", "points"]
+    expected = ["schema_version", "device", "target", "objectives", "baselines", "points", "latency_explanation"]
+    assert list(document) == expected
+    assert "every model is measured: no latency table in" in document["latency_explanation"]
     assert {point["baseline"] for point in document["baselines"]} == {"int8", "fp32"}
     for point in document["points"] + document["baselines"]:
         assert list(point) == [
@@ -124,6 +126,7 @@ def test_front_prints_the_promised_document(run, searched):
             "baseline",
             "split",
             "latency_source",
+            "build_spread",
         ]
         assert point["split"] == "report"
         assert point["latency_ci95_ms"][0] <= point["latency_ms"] <= point["latency_ci95_ms"][1]
