@@ -17,6 +17,7 @@ from hwsearch.types import SCHEMA_VERSION, from_json, to_json
 
 Kind = Literal["keep", "drop", "precision"]
 Value = int | str
+Method = Literal["measured", "fisher"]
 
 SENSITIVITY_FILE = "sensitivity.json"
 
@@ -57,7 +58,7 @@ class Sensitivity:
 
     images: int
     measure: str
-    method: Literal["measured", "fisher"]
+    method: Method
     effects: tuple[Effect, ...]
 
     def loss(self, kind: Kind, name: str, value: Value) -> tuple[float, float]:
