@@ -369,6 +369,15 @@ def test_a_candidate_does_not_depend_on_those_before_it(resnet):
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
 
 
+def test_refitting_on_fewer_images_is_as_if_there_were_no_others(resnet):
+    chosen = candidate(resnet, {"layer1.0.conv1": 4}, dropped=())
+    settings_ = Settings(selection="magnitude", rows=10**6)
+    some = Reconstructor(resnet, images(32), settings=settings_).repaired(chosen, images=12)
+    alone = Reconstructor(resnet, images(32)[:12], settings=settings_).repaired(chosen)
+    for name, value in some.state_dict().items():
+        torch.testing.assert_close(value, alone.state_dict()[name], atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("repair", ["least_squares", "batch_norm", "none"])
 @pytest.mark.parametrize("selection", ["obs", "magnitude"])
 def test_every_repair_binds_into_the_template(resnet, tmp_path, repair, selection):
