@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_networks import NETWORKS, traced
+from torch import nn
 
 from hwsearch.model.channels import take_channels
 from hwsearch.model.graph import trace
@@ -141,3 +142,24 @@ def test_a_branch_that_ends_the_network_can_be_dropped():
     model = network.template.without_branches(network.source.branches).bind()
     with torch.no_grad():
         assert close(run(model, inputs), torch.relu(network.module.stem(inputs)).numpy())
+
+
+class Parts(nn.Module):
+    """Three unequal parts of the channels, in another order."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 1)
+
+    def forward(self, x):
+        one, two, three = self.conv(x).split((1, 2, 3), dim=1)
+        return torch.cat([three, one.relu(), two], dim=1)
+
+
+def test_a_split_becomes_slices():
+    module, inputs = Parts().eval(), torch.randn(2, 3, 4, 4)
+    model = trace(module, inputs, name="parts").template.bind()
+    kinds = [node.op_type for node in model.graph.node]
+    assert (kinds.count("Split"), kinds.count("Slice")) == (0, 3)
+    with torch.no_grad():
+        assert close(run(model, inputs), module(inputs).numpy())

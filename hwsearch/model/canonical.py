@@ -4,6 +4,7 @@
   ``<layer>.bias``; linear layers are ``Gemm(transB=1)`` on matrices and ``MatMul`` + ``Add`` on anything larger.
 * A batch norm that alone reads such a node is gone (`template.folded_parameters` multiplies it in).
 * Constants are folded, and a reshape copies or infers the sizes that depend on channels wherever it can.
+* Every operation has one result: a split is written as slices.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ def canonicalise(model: ir.Model, modules: Mapping[str, nn.Module]) -> Naming:
     for node in list(graph):
         _unsqueeze_scalar(graph, node)
         _loosen_reshape(graph, node)
+        _slice_split(graph, node)
         _pool_globally(graph, node)
     common.RemoveUnusedNodesPass()(model)
     common.IdentityEliminationPass()(model)
@@ -164,6 +166,28 @@ def _loosen_reshape(graph: ir.Graph, node: ir.Node) -> None:
     name = f"{node.outputs[0].name}.shape"
     node.replace_input_with(1, _initializer(graph, name, np.array(shape, np.int64)))
     node.attributes.pop("allowzero", None)
+
+
+def _slice_split(graph: ir.Graph, node: ir.Node) -> None:
+    """Write a split as one slice for each of its results; the runtimes put them together again."""
+    axis = node.attributes.get_int("axis", 0)
+    sizes = [output.shape[axis] for output in node.outputs if node.op_type == "Split" and output.shape is not None]
+    if len(sizes) < len(node.outputs) or not all(isinstance(size, int) for size in sizes):
+        return
+    start = 0
+    for output, size in zip(node.outputs, sizes, strict=True):
+        end = start + int(str(size))
+        limits = [
+            _initializer(graph, f"{output.name}.{kind}", np.array([value], np.int64))
+            for kind, value in (("start", start), ("end", end), ("axis", axis))
+        ]
+        part = ir.node("Slice", [node.inputs[0], *limits], name=f"{node.name}.{output.name}")
+        part.outputs[0].name = f"{output.name}.part"
+        part.outputs[0].shape, part.outputs[0].type = output.shape, output.type
+        replace_all_uses_with(output, part.outputs[0], replace_graph_outputs=True)
+        graph.insert_before(node, part)
+        start = end
+    graph.remove(node, safe=True)
 
 
 def _unsqueeze_scalar(graph: ir.Graph, node: ir.Node) -> None:
