@@ -72,7 +72,8 @@ def target(tmp_path):
 
 def run_search(tmp_path, target, **options):
     # The guided sampler would measure sensitivities in each of these tests.
-    settings = {"evaluations": 6, "search": {"sampler": "tpe"}, "measure": {"rounds": 4, "min_rounds": 3, "seconds": 0.05}} | options
+    quick = {"rounds": 4, "min_rounds": 3, "seconds": 0.05}
+    settings = {"evaluations": 6, "search": {"sampler": "tpe"}, "measure": quick} | options
     return search(TinyNet(), data=DATA, target=target, out=tmp_path / "runs", name="tiny", **settings).run
 
 

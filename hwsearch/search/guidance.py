@@ -89,9 +89,10 @@ class Guidance:
 
     def _weights_bytes(self, candidate: Candidate) -> float:
         source = self._identity.source
-        keep = {group.name: group.channels for group in source.groups} | candidate.keep
+        left = {group.name: group.channels for group in source.groups} | candidate.keep
+        keep = {group: np.array(channels) for group, channels in left.items()}
         counts = layer_counts(source)
-        return sum(counts[layer].size_bytes(keep, name) for layer, name in candidate.precision.items())
+        return sum(float(counts[layer].size_bytes(keep, name)) for layer, name in candidate.precision.items())
 
     def _prices(self, trials: Sequence[Trial]) -> PriceList:
         """From the latency table, or from what was measured so far where there is none."""
