@@ -10,7 +10,7 @@ import random
 import resource
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +32,8 @@ SEARCH = TimingPolicy()
 ONE_BLOCK = TimingPolicy(rounds=6, min_rounds=6, round_ms=10.0, sessions=1)
 OPENED_ONCE = replace(BENCHMARK_POLICY, sessions=1)
 TIMEOUT_S = 600.0
-START, END = "<!-- figures -->", "<!-- end of figures -->"
+PLACE = "<!-- figures -->", "<!-- end of figures -->"
+COLUMNS = ("what", "over", "measured", "goal")
 
 Models = Mapping[str, Artifact]
 Row = tuple[str, str, str, str]
@@ -184,21 +185,16 @@ def _record(kind: str, found: Comparison, seconds: float) -> dict[str, object]:
     return {"kind": kind, "ratio": found.ratio, "low": low, "high": high, "verdict": found.verdict, "seconds": seconds}
 
 
-def write_table(rows: list[Row], heading: str) -> str:
-    """The rows as Markdown, also written between the README's markers."""
-    table = "\n".join(
-        [
-            heading,
-            "",
-            "| what | over | measured | goal |",
-            "|---|---|---|---|",
-            *(f"| {' | '.join(row)} |" for row in rows),
-        ]
-    )
-    readme = HERE / "README.md"
+def write_table(
+    rows: Sequence[Sequence[str]], heading: str, columns: Sequence[str] = COLUMNS, place: tuple[str, str] = PLACE
+) -> str:
+    """The rows as Markdown, also written between two markers of the README."""
+    lines = (columns, ["---"] * len(columns), *rows)
+    table = "\n".join([heading, "", *(f"| {' | '.join(line)} |" for line in lines)])
+    readme, (start, end) = HERE / "README.md", place
     text = readme.read_text()
-    before, after = text.split(START)[0], text.split(END)[1]
-    readme.write_text(f"{before}{START}\n{table}\n{END}{after}")
+    before, after = text.split(start)[0], text.split(end)[1]
+    readme.write_text(f"{before}{start}\n{table}\n{end}{after}")
     return table
 
 
