@@ -15,7 +15,7 @@ BUILDERS = {
     "mobilenet_v1": lambda: mobilenet_v1.MobileNetV1(10, width=0.25, blocks=mobilenet_v1.BLOCKS[:4]),
     "mobilenet_v2": lambda: mobilenet_v2.MobileNetV2(10, width=0.5, stages=mobilenet_v2.STAGES[:3]),
     "squeezenet": lambda: squeezenet.SqueezeNet(10, width=0.125),
-    "shufflenet_v2": lambda: shufflenet_v2.ShuffleNetV2(10, (8, 16, 32, 32, 32), units=(2, 1, 1)),
+    "shufflenet_v2": lambda: shufflenet_v2.ShuffleNetV2(10, (8, 16, 32, 32, 32), units=(3, 1, 1)),
     "repvgg": lambda: repvgg.RepVGG(10, width=0.125, blocks=(1, 2, 2, 1)),
     "resnet_basic": lambda: resnet_imagenet.ResNet(resnet_imagenet.BasicBlock, (2, 1, 1, 1), 10, width=0.125),
     "resnet_bottleneck": lambda: resnet_imagenet.ResNet(resnet_imagenet.Bottleneck, (2, 1, 1, 1), 10, width=0.125),
