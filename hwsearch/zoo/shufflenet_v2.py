@@ -95,7 +95,7 @@ class Unit(nn.Module):
 
 def shuffle(x: Tensor) -> Tensor:
     """The two halves of the channels of [N, C, H, W], interleaved."""
-    return x.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+    return torch.unflatten(x, 1, (2, -1)).transpose(1, 2).flatten(1, 2)
 
 
 def _stage(inputs: int, outputs: int, units: int) -> nn.Sequential:
