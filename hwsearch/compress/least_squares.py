@@ -191,7 +191,7 @@ class _Pass:
             if id(promise) in self._waiting:
                 name, layer, inputs, _ = self._waiting.pop(id(promise))
                 self._fit(name, layer, inputs, shortcut)
-                return _apply(layer, inputs) + shortcut
+                return _apply(layer, inputs).add_(shortcut)
         return None
 
     def _fit(self, name: str, layer: Layer, inputs: Tensor, shortcut: Tensor | None = None) -> None:

@@ -37,6 +37,13 @@ def main():
         reconstructor.repaired(Candidate(keep={}, dropped=(branch.name,), precision={}))
     with step(report, "halved"):
         reconstructor.repaired(Candidate(keep=inner, dropped=(), precision={}))
+    halves = {name: Candidate(keep={name: count}, dropped=(), precision={}) for name, count in inner.items()}
+    rounded = {
+        layer.name: Candidate(keep={}, dropped=(), precision={layer.name: "int8"}) for layer in network.source.layers
+    }
+    with step(report, "estimated"), torch.enable_grad():
+        changes = halves | {f"int8 {name}": candidate for name, candidate in rounded.items()}
+        reconstructor.estimated(changes, images[: arguments.gradients], probabilities=True)
     print(json.dumps(report, indent=1))
 
 
@@ -44,6 +51,7 @@ def parse():
     parser = argparse.ArgumentParser()
     parser.add_argument("--images", type=int, default=256, help="calibration images")
     parser.add_argument("--size", type=int, default=224, help="of the images, in pixels")
+    parser.add_argument("--gradients", type=int, default=16, help="images for estimates from gradients")
     return parser.parse_args()
 
 
