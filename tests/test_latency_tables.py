@@ -139,8 +139,8 @@ def test_a_network_is_cut_between_its_blocks(network):
 
 def test_micro_models_are_valid_and_hold_the_units_they_were_drafted_with(ort):
     reader, drawer = ort
-    for draft in drawer.drafts(6, 3):
-        job = drawer.micro_job(draft)
+    for draft in drawer.parts(6, 3):
+        job = drawer.job(draft)
         onnx.checker.check_model(job.model, full_check=True)
         convolutions = sum(n for (kind, _), n in draft.counts.items() if kind.unit in ("conv", "linear"))
         assert convolutions == len(job.precision)
@@ -188,7 +188,7 @@ def test_the_fit_recovers_the_costs_that_made_the_measurements():
 
 def test_the_micro_models_chosen_tell_more_than_as_many_others(ort):
     reader, drawer = ort
-    drafts, wholes = drawer.drafts(20, 5), [drawer.candidate() for _ in range(20)]
+    drafts, wholes = drawer.parts(20, 5), [drawer.candidate() for _ in range(20)]
     axes = reachable_axes([u for c in wholes for u in reader.units(c)], drafts, drawer.widths, reader.full)
     chosen = choose(drafts, [reader.counts(c) for c in wholes], axes, 30)
     assert len({id(draft) for draft in chosen}) == 30
@@ -393,7 +393,7 @@ def test_build_and_check_a_small_table(tmp_path, network):
     target = load_target("ort-cpu")
     config = SpaceConfig(drop_branches=False, granularity=32)
     space = build_space(network.source, target, config, isa=())
-    table = build_table(network, space, target, tmp_path, lambda *_: None, micro_models=12, whole_models=8)
+    table = build_table(network, space, target, tmp_path, lambda *_: None, models=20)
     found = check_table(table, network, space, target, lambda *_: None, models=4)
     table = table.checked(found.check, found.tempting)
     assert (found.check.models, found.tempting.models) == (6, 2)

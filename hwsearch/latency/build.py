@@ -1,25 +1,27 @@
-"""Building a table: draw micro-models, measure them in one campaign, fit the costs of their units."""
+"""Building a table: choose models, whole ones and parts, measure them in one campaign, fit the costs of their units."""
 
 from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Sequence
+from math import hypot
 from pathlib import Path
 
 from hwsearch.backends.base import RunOptions, get_backend
 from hwsearch.latency.campaign import MANY, Progress, measure_jobs
-from hwsearch.latency.design import Drawer, choose, reachable_axes
+from hwsearch.latency.design import Draft, Drawer, choose, reachable_axes
 from hwsearch.latency.files import Manifest, write_table
-from hwsearch.latency.fit import Counts, Equation, fit
+from hwsearch.latency.fit import Equation, fit
 from hwsearch.latency.network import NetworkUnits, quantizer_rule
 from hwsearch.latency.table import LatencyTable
 from hwsearch.model.graph import Network
 from hwsearch.space.space import baselines
 from hwsearch.types import Device, Latency, SearchSpace, Target
 
-MICRO_MODELS = 120
-WHOLE_MODELS = 150  # a whole one takes as long to measure as a small one and tells more: units cost more in company
-DRAWN, WINDOWS = 120, 8  # candidates drawn, and windows drafted from each
+MODELS = 280
+DRAWN, WINDOWS = 75, 8  # candidates drawn, and windows drafted from each
+WHOLES = 300  # whole candidates among the drafts
+SAMPLE = 150  # whole candidates whose prediction the choice of models serves
 COVERED = 1000  # candidates whose units get an entry, measured or not
 MODEL_ERROR = 0.02  # of a whole model, relative, until a check says more
 
@@ -39,35 +41,34 @@ def build_table(
     folder: Path,
     progress: Progress,
     *,
-    micro_models: int = MICRO_MODELS,
-    whole_models: int = WHOLE_MODELS,
+    models: int = MODELS,
     seed: int = 0,
 ) -> LatencyTable:
     """Measure the units `space` can reach on `target` and write the table to `folder`; it is not yet checked.
 
     Raises:
-        EvaluationError: a micro-model cannot be built or measured.
+        EvaluationError: a model cannot be built, or none can be measured.
     """
     reader = NetworkUnits(network.source, network.template, quantizer_rule(target))
     drawer = Drawer(network, space, reader, seed)
-    progress("draw", 0, micro_models)
+    progress("draw", 0, models)
     references = list(baselines(space).values())
     covered = references + [drawer.candidate() for _ in range(COVERED)]
     units = dict.fromkeys(unit for candidate in covered for unit in reader.units(candidate))
-    drafts = drawer.drafts(DRAWN, WINDOWS)
-    axes = reachable_axes(units, drafts, drawer.widths, reader.full)
-    wholes = covered[: len(references) + whole_models]
-    counts = [reader.counts(candidate) for candidate in wholes]
-    chosen = choose(drafts, counts, axes, micro_models)
-    latencies = measure_jobs([*map(drawer.whole_job, wholes), *map(drawer.micro_job, chosen)], target, MANY, progress)
-    equations = _equations([*counts, *(draft.counts for draft in chosen)], latencies)
+    parts = drawer.parts(DRAWN, WINDOWS)
+    axes = reachable_axes(units, parts, drawer.widths, reader.full)
+    drafts = [*parts, *map(drawer.whole, covered[-WHOLES:])]
+    sample = [reader.counts(candidate) for candidate in covered[:SAMPLE]]
+    chosen = [*map(drawer.whole, references), *choose(drafts, sample, axes, models)]
+    latencies = measure_jobs([drawer.job(draft) for draft in chosen], target, MANY, progress)
+    equations = _equations(chosen, latencies)
     reached = {unit.kind for unit in units}
     entries = {kind: found for kind, found in fit(equations, axes).items() if kind in reached}
     manifest = Manifest(
         device=target_device(target),
         batch=target.batch,
         source="measured",
-        origin=f"{len(equations)} small and whole models of {network.source.name}, interleaved in one campaign",
+        origin=f"{len(equations)} whole and partial models of {network.source.name}, interleaved in one campaign",
         created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         model_error=MODEL_ERROR,
         entries_sha256="",
@@ -76,7 +77,10 @@ def build_table(
     return LatencyTable(folder, write_table(folder, manifest, entries), entries)
 
 
-def _equations(counts: Sequence[Counts], latencies: Sequence[Latency | None]) -> list[Equation]:
+def _equations(drafts: Sequence[Draft], latencies: Sequence[Latency | None]) -> list[Equation]:
     """One equation for every model that could be run."""
-    pairs = zip(counts, latencies, strict=True)
-    return [Equation(units, 1e3 * found.best_ms, 1e3 * found.sigma_ms) for units, found in pairs if found]
+    return [
+        Equation(draft.counts, 1e3 * found.best_ms, 1e3 * hypot(found.sigma_ms, draft.error * found.best_ms))
+        for draft, found in zip(drafts, latencies, strict=True)
+        if found
+    ]

@@ -1,7 +1,7 @@
-"""Which micro-models to measure: those that tell most about the candidates a search will ask for.
+"""Which models to measure: those that tell most about the candidates a search will ask for.
 
-Windows of random candidates are drafted without weights; of these, one after the other is chosen that lowers the
-expected error over a sample of whole candidates most (greedy A-optimal design under the prior of `fit`).
+Random candidates and windows of such are drafted without weights; of these, one after the other is chosen that lowers
+the expected error over a sample of whole candidates most (greedy A-optimal design under the prior of `fit`).
 """
 
 from __future__ import annotations
@@ -33,19 +33,28 @@ MOST_WIDTHS = 8  # nodes on each axis of a grid
 LONGEST = 3  # pieces in a window
 REPEATS = (1, 4)
 ROUGH = (1.0, 1e-3, 3e-4, 3e-5, 3e-5)  # µs per feature of `grid.features`: enough to plan with
-NOISE = 0.01  # of a measurement, relative
+WHOLE_ERROR, PART_ERROR = 0.01, 0.025  # of a latency that no sum of units explains: a part runs in other company
 INTEGER_SHARES = (0.0, 0.1, 0.5, 0.5, 0.5, 0.9, 1.0)  # of the layers, in the candidates drawn
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A micro-model that could be measured: which pieces of which candidate, how often; and its units."""
+    """A model that could be measured.
+
+    Attributes:
+        candidate: What it is, or what it is a part of.
+        counts: Its units.
+        window: First piece, number of pieces, and how often these are repeated; None for the whole candidate.
+    """
 
     candidate: Candidate
-    first: int
-    length: int
-    repeats: int
     counts: Mapping[Column, float]
+    window: tuple[int, int, int] | None = None
+
+    @property
+    def error(self) -> float:
+        """Relative standard error of the sum of its units."""
+        return WHOLE_ERROR if self.window is None else PART_ERROR
 
 
 class Drawer:
@@ -83,19 +92,22 @@ class Drawer:
         template, parameters = self._reader.without(candidate.dropped), self._pruned(candidate)
         return template, template.bind(parameters), template.shapes(parameters=parameters)
 
-    def drafts(self, candidates: int, windows: int) -> list[Draft]:
+    def parts(self, candidates: int, windows: int) -> list[Draft]:
         """Windows of random candidates."""
         return [draft for _ in range(candidates) for draft in self._windows(self.candidate(), windows)]
 
-    def whole_job(self, candidate: Candidate) -> Job:
-        """A whole candidate, ready to be built and measured."""
-        _, model, _ = self.bound(candidate)
-        return Job(model, candidate.precision, candidate.float_precision, plausible_ranges(model.graph))
+    def whole(self, candidate: Candidate) -> Draft:
+        """A whole candidate."""
+        return Draft(candidate, self._reader.counts(candidate))
 
-    def micro_job(self, draft: Draft) -> Job:
+    def job(self, draft: Draft) -> Job:
         """A draft with weights, ready to be built and measured."""
         template, model, shapes = self.bound(draft.candidate)
-        parts = pieces(model.graph, template.layers)[draft.first : draft.first + draft.length] * draft.repeats
+        if draft.window is None:
+            ranges = plausible_ranges(model.graph)
+            return Job(model, draft.candidate.precision, draft.candidate.float_precision, ranges)
+        first, length, repeats = draft.window
+        parts = pieces(model.graph, template.layers)[first : first + length] * repeats
         constants = {tensor.name: tensor for tensor in model.graph.initializer}
         micro = chain(model.graph, constants, shapes, template.layers, parts)
         precision = {name: draft.candidate.precision[layer] for name, layer in micro.layers.items()}
@@ -113,7 +125,7 @@ class Drawer:
             repeats = self._random.choice(REPEATS) if inner and repeatable(shapes, parts) else 1
             graph, constants = template.skeleton.graph, template.initializers
             micro = chain(graph, constants, shapes, template.layers, parts * repeats)
-            drafts.append(Draft(candidate, first, len(parts), repeats, self._counts(candidate, micro)))
+            drafts.append(Draft(candidate, self._counts(candidate, micro), (first, len(parts), repeats)))
         return drafts
 
     def _counts(self, candidate: Candidate, micro: MicroModel) -> Counter[Column]:
@@ -157,15 +169,15 @@ def _values(width: Width, widths: Mapping[str, Sequence[int]], full: Mapping[str
 
 
 def choose(
-    drafts: Sequence[Draft], wholes: Sequence[Mapping[Column, float]], axes: Mapping[Kind, Axes], most: int
+    drafts: Sequence[Draft], sample: Sequence[Mapping[Column, float]], axes: Mapping[Kind, Axes], most: int
 ) -> list[Draft]:
-    """At most `most` drafts, the most telling first."""
+    """At most `most` drafts, the most telling first about candidates of which `sample` holds the units."""
     columns = [(kind, node) for kind, axis in axes.items() for node in axis.nodes()]
     guess = np.array([_rough(kind, node) for kind, node in columns])
     design = design_matrix([draft.counts for draft in drafts], axes, columns)
-    asked = design_matrix(wholes, axes, columns)
+    asked = design_matrix(sample, axes, columns)
     asked = asked / (asked @ guess)[:, None]
-    noise = (NOISE * (design @ guess)) ** 2
+    noise = (np.array([draft.error for draft in drafts]) * (design @ guess)) ** 2
     everything = np.concatenate([design, asked])
     covariance = design @ Spread(columns, guess).times(everything.T)
     return [drafts[i] for i in _greedy(covariance, noise, most)]

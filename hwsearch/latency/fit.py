@@ -26,7 +26,6 @@ Counts = Mapping[Column, float]
 KIND, NEAR, OWN = 0.2, 0.2, 0.05  # relative standard deviations: a kind, a neighbourhood, a node
 REACH = 1.0  # of a neighbourhood, in natural logarithms of channels
 FLOOR_US, FLOOR_US_PER_VALUE = 1.0, 1e-4  # added to a cost before those apply, so that none is surely zero
-MODEL_ERROR = 0.01  # latency of a model that no sum of units explains, relative
 FREEDOM = 4.0  # of Student's t: few models fit badly, and then by much
 PASSES = 6  # of reweighting
 ZERO_US = 0.01  # standard error of a cost that is held at zero
@@ -34,7 +33,7 @@ ZERO_US = 0.01  # standard error of a cost that is held at zero
 
 @dataclass(frozen=True, slots=True)
 class Equation:
-    """A measured model: its units and their total."""
+    """A measured model: its units and their total, with the standard error of both together."""
 
     counts: Counts
     latency_us: float
@@ -55,7 +54,7 @@ def fit(equations: Sequence[Equation], axes: Mapping[Kind, Axes]) -> dict[Kind, 
     columns = [(kind, node) for kind, axis in axes.items() for node in axis.nodes()]
     design = design_matrix([e.counts for e in equations], axes, columns)
     latency = np.array([e.latency_us for e in equations])
-    noise = np.hypot([e.sigma_us for e in equations], MODEL_ERROR * latency)
+    noise = np.array([e.sigma_us for e in equations])
     prior = _roofline(design / noise[:, None], latency / noise, columns)
     cost, sigma = _posterior(design, latency, noise, prior, Spread(columns, prior))
     models = np.count_nonzero(design, axis=0)

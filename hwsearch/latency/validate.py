@@ -92,7 +92,8 @@ def check_table(
     best = [*tempting(drawer, reader, predictor, max(2, round(TEMPTING_SHARE * models))), *extra]
     candidates = [*_stratified(drawer, predictor, models), *best]
     references = list(baselines(space).values())
-    latencies = measure_jobs([drawer.whole_job(c) for c in (*references, *candidates)], target, TRUTH, progress)
+    jobs = [drawer.job(drawer.whole(c)) for c in (*references, *candidates)]
+    latencies = measure_jobs(jobs, target, TRUTH, progress)
     drift = _drift(table, dict(zip((c.key for c in references), latencies, strict=False)))
     latencies = latencies[len(references) :]
     points = tuple(
