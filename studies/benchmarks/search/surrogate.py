@@ -1,9 +1,9 @@
 """Do sums of sensitivities rank candidates as their true losses do, and are models as fast as was asked for?
 
-    python studies/benchmarks/search/surrogate.py ranks STUDY FOLDER      # FOLDER of compare.py, with random and guided
+    python studies/benchmarks/search/surrogate.py ranks STUDY FOLDER      # FOLDER of compare.py, with other methods
     python studies/benchmarks/search/surrogate.py requested STUDY FOLDER
 
-`ranks` needs no evaluation: the candidates that `compare.py` evaluated at random are ranked by the sum of their
+`ranks` needs no evaluation: candidates that `compare.py` evaluated for other methods are ranked by the sum of their
 sensitivities, before and after the calibration by one guided search, and by the divergence of the built model.
 `requested` asks for models at twenty latencies, builds and measures them, half of them to learn from.
 """
@@ -30,23 +30,25 @@ from hwsearch.types import Candidate, Latency, Success, Trial, from_json
 
 app = typer.Typer()
 
+UNGUIDED = ("random", "tpe", "nsga2")  # methods whose candidates owe nothing to the surrogate
+
 
 @app.command()
 def ranks(study: Path, folder: Path, target: str = "ort-cpu") -> None:
-    """Spearman correlation of surrogate and divergence, over all random candidates and over the useful ones."""
+    """Spearman correlation of surrogate and divergence, over all candidates of other methods and the useful ones."""
     config = load_study(study, ["latency=table"])
     with _evaluator(config, target, folder / "work-guided") as (evaluator, facts):
         guidance = Guidance(evaluator, facts, config, folder / "work-guided")
         pricing = guidance.pricing([])
         assert pricing is not None
-        seen = [t for path in sorted(folder.glob("random-*.json")) for t in _trials(path)]
+        seen = [t for method in UNGUIDED for path in folder.glob(f"{method}-*.json") for t in _trials(path)]
         found = {t.candidate.key: (t.candidate, t.outcome.accuracy) for t in seen if isinstance(t.outcome, Success)}
         features = np.array([pricing.features(candidate) for candidate, _ in found.values()])
         truth = np.array([accuracy.divergence for _, accuracy in found.values()])
         useful = np.array([accuracy.value for _, accuracy in found.values()]) >= 0.8 * max(
             accuracy.value for _, accuracy in found.values()
         )
-        print(f"{len(truth)} random candidates, {useful.sum()} of them keep 80 % of the accuracy")
+        print(f"{len(truth)} candidates of {', '.join(UNGUIDED)}; {useful.sum()} keep 80 % of the accuracy")
         for path in sorted(folder.glob("guided-*.json")):
             for count in (0, 20, 50, 100):
                 weights = calibrated(pricing, _trials(path)[:count]).weights
