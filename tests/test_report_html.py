@@ -87,7 +87,7 @@ def test_names_cannot_end_the_data(run):
 
 def test_device_versions_data_and_protocol_stand_at_the_end(text):
     footer = text[text.index("<footer>") :]
-    for part in ("Made-up Xeon", "onnxruntime 1.23.2", "batch 1, 1 thread", "search bbbbbbbbbbbb", "tpe, seed 0"):
+    for part in ("Made-up Xeon", "onnxruntime 1.23.2", "batch 1, 1 thread", "search bbbbbbbbbbbb", "guided, seed 0"):
         assert part in footer
 
 
