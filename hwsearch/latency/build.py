@@ -9,13 +9,12 @@ from pathlib import Path
 
 from hwsearch.backends.base import RunOptions, get_backend
 from hwsearch.latency.campaign import MANY, Progress, measure_jobs
-from hwsearch.latency.design import Draft, Drawer, choose, reachable_axes
+from hwsearch.latency.design import Draft, Drawer, choose, reachable_axes, references
 from hwsearch.latency.files import Manifest, write_table
 from hwsearch.latency.fit import Equation, fit
 from hwsearch.latency.network import NetworkUnits, quantizer_rule
 from hwsearch.latency.table import LatencyTable
 from hwsearch.model.graph import Network
-from hwsearch.space.space import baselines
 from hwsearch.types import Device, Latency, SearchSpace, Target
 
 MODELS = 280
@@ -52,14 +51,14 @@ def build_table(
     reader = NetworkUnits(network.source, network.template, quantizer_rule(target))
     drawer = Drawer(network, space, reader, seed)
     progress("draw", 0, models)
-    references = list(baselines(space).values())
-    covered = references + [drawer.candidate() for _ in range(COVERED)]
+    shared = references(network, space, reader)
+    covered = shared + [drawer.candidate() for _ in range(COVERED)]
     units = dict.fromkeys(unit for candidate in covered for unit in reader.units(candidate))
     parts = drawer.parts(DRAWN, WINDOWS)
     axes = reachable_axes(units, parts, drawer.widths, reader.full)
     drafts = [*parts, *map(drawer.whole, covered[-WHOLES:])]
     sample = [reader.counts(candidate) for candidate in covered[:SAMPLE]]
-    chosen = [*map(drawer.whole, references), *choose(drafts, sample, axes, models)]
+    chosen = [*map(drawer.whole, shared), *choose(drafts, sample, axes, models)]
     latencies = measure_jobs([drawer.job(draft) for draft in chosen], target, MANY, progress)
     equations = _equations(chosen, latencies)
     reached = {unit.kind for unit in units}
@@ -72,7 +71,7 @@ def build_table(
         created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         model_error=MODEL_ERROR,
         entries_sha256="",
-        references_ms={c.key: found.best_ms for c, found in zip(references, latencies, strict=False) if found},
+        references_ms={c.key: found.best_ms for c, found in zip(shared, latencies, strict=False) if found},
     )
     return LatencyTable(folder, write_table(folder, manifest, entries), entries)
 

@@ -26,7 +26,7 @@ from hwsearch.latency.plan import Shapes, read_plan
 from hwsearch.model.channels import take_channels
 from hwsearch.model.graph import Network
 from hwsearch.model.template import Parameters, Template, folded_parameters
-from hwsearch.space.space import decode, dimensions
+from hwsearch.space.space import baselines, decode, dimensions
 from hwsearch.types import Candidate, SearchSpace
 
 MOST_WIDTHS = 8  # nodes on each axis of a grid
@@ -34,6 +34,7 @@ LONGEST = 3  # pieces in a window
 REPEATS = (1, 4)
 ROUGH = (1.0, 1e-3, 3e-4, 3e-5, 3e-5)  # µs per feature of `grid.features`: enough to plan with
 WHOLE_ERROR, PART_ERROR = 0.01, 0.025  # of a latency that no sum of units explains: a part runs in other company
+REFERENCES, REFERENCE_SEED = 8, 30_000
 INTEGER_SHARES = (0.0, 0.1, 0.5, 0.5, 0.5, 0.9, 1.0)  # of the layers, in the candidates drawn
 
 
@@ -139,6 +140,12 @@ class Drawer:
     def _pruned(self, candidate: Candidate) -> Parameters:
         kept = {name: range(count) for name, count in candidate.keep.items()}
         return take_channels(self._parameters, self._source.groups, kept)
+
+
+def references(network: Network, space: SearchSpace, reader: NetworkUnits) -> list[Candidate]:
+    """What every campaign measures, to tell a slower machine from a wrong table: uniform settings and some others."""
+    drawer = Drawer(network, space, reader, REFERENCE_SEED)
+    return [*baselines(space).values(), *(drawer.candidate() for _ in range(REFERENCES))]
 
 
 def reachable_axes(

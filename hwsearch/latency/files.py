@@ -43,8 +43,8 @@ class TableCheck:
         within_5_pct, within_10_pct: Share of models with an error of at most 5 or 10 %.
         spearman: Rank correlation.
         learned: How many of the measurements the residual had seen.
-        drift_pct: How much slower the whole machine ran during the check than during the build, by the uniform
-            settings; the errors do not contain it.
+        drift_pct: How much slower the whole machine ran during the check than during the build, by the models
+            both measured; the errors do not contain it.
     """
 
     models: int
@@ -69,8 +69,8 @@ class Manifest:
         origin: One line on where the numbers come from.
         created: ISO time.
         model_error: Relative standard error of a whole model beyond that of its entries.
-        references_ms: Latency of the network's uniform settings in the campaign that measured the entries, by the
-            key of the candidate: what tells a slower machine from a wrong table.
+        references_ms: Latency of `design.references` in the campaign that measured the entries, by the key of the
+            candidate: what tells a slower machine from a wrong table.
         entries_sha256: Of ``entries.csv``.
         check: How it did against whole models; None if that was not tried.
         tempting: How it did against those of them that it makes look best.

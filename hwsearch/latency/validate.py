@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from hwsearch.latency.campaign import TRUTH, Progress, measure_jobs
-from hwsearch.latency.design import Drawer
+from hwsearch.latency.design import Drawer, references
 from hwsearch.latency.files import TableCheck
 from hwsearch.latency.grid import multiplications, thinned
 from hwsearch.latency.network import NetworkUnits, quantizer_rule
 from hwsearch.latency.predictor import Predictor
 from hwsearch.latency.table import LatencyTable
 from hwsearch.model.graph import Network
-from hwsearch.space.space import baselines
 from hwsearch.types import Candidate, Latency, SearchSpace, Target
 
 STRATUM = 6  # candidates drawn for each that is measured
@@ -91,11 +90,11 @@ def check_table(
     drawer = Drawer(network, space, reader, seed)
     best = [*tempting(drawer, reader, predictor, max(2, round(TEMPTING_SHARE * models))), *extra]
     candidates = [*_stratified(drawer, predictor, models), *best]
-    references = list(baselines(space).values())
-    jobs = [drawer.job(drawer.whole(c)) for c in (*references, *candidates)]
+    shared = references(network, space, reader)
+    jobs = [drawer.job(drawer.whole(c)) for c in (*shared, *candidates)]
     latencies = measure_jobs(jobs, target, TRUTH, progress)
-    drift = _drift(table, dict(zip((c.key for c in references), latencies, strict=False)))
-    latencies = latencies[len(references) :]
+    drift = _drift(table, dict(zip((c.key for c in shared), latencies, strict=False)))
+    latencies = latencies[len(shared) :]
     points = tuple(
         Point(candidate, *predictor(candidate), latency.best_ms / drift)
         for candidate, latency in zip(candidates, latencies, strict=True)
