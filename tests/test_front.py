@@ -3,9 +3,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hwsearch.model.metric import wilson_interval
-from hwsearch.search.front import tied, undominated
+from hwsearch.search.front import MAX_FINALISTS, choose, tied, undominated
 from hwsearch.search.pareto import front_mask
-from hwsearch.types import Accuracy, FrontPoint, Latency
+from hwsearch.types import Accuracy, Artifact, Candidate, FrontPoint, Latency, Success, Trial
 
 
 def point(key, correct, ms, examples=1000, half_width=0.01):
@@ -39,6 +39,16 @@ def point(key, correct, ms, examples=1000, half_width=0.01):
         macs=1,
         on_front=False,
     )
+
+
+def searched(value, ms, number):
+    found = point(str(number), round(1e5 * value), ms, examples=100_000)
+    artifact = Artifact(path="m", files=("m",), format="onnx", sha256="", size_bytes=1, portable=True)
+    outcome = Success(
+        accuracy=found.accuracy, latency=found.latency, artifact=artifact, layers=(), params=1, nonzero=1, macs=1
+    )
+    candidate = Candidate(keep={"group": number}, dropped=(), precision={"layer": "int8"})
+    return Trial(number=number, candidate=candidate, baseline=None, outcome=outcome, constraints={}, seconds={})
 
 
 def test_a_model_as_fast_and_clearly_more_accurate_hides_the_other():
@@ -75,3 +85,15 @@ def test_without_noise_in_latency_it_is_the_plain_front(values):
     found = undominated([point(str(i), 10 * c, ms, half_width=0.0) for i, (c, ms) in enumerate(values)])
     mask = front_mask([(-c, ms) for c, ms in values])
     assert found == {str(i) for i in np.flatnonzero(mask)}
+
+
+def test_a_crowded_front_is_thinned_where_it_is_crowded():
+    """Forty models between 0.86 and 0.90, and two between there and 0.95, all on the front."""
+    crowd = [(0.86 + 0.001 * n, 1.0 + 0.01 * n) for n in range(40)]
+    lonely = [(0.93, 2.0), (0.95, 3.0)]
+    trials = [searched(value, ms, number) for number, (value, ms) in enumerate([*crowd, *lonely])]
+    chosen = [(t.outcome.accuracy.value, t.outcome.latency.best_ms) for t in choose(trials)]
+    assert len(chosen) == MAX_FINALISTS
+    assert chosen == sorted(chosen, key=lambda point: point[1])
+    assert set(lonely) < set(chosen)
+    assert crowd[0] in chosen

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from operator import itemgetter
 
-from hwsearch.search.pareto import front_mask, hypervolume, intervals_overlap
+import numpy as np
+
+from hwsearch.search.pareto import front_mask, hypervolume, hypervolume_gains, intervals_overlap
 from hwsearch.types import Accuracy, Device, Front, FrontPoint, Latency, Success, Trial
 
 MAX_FINALISTS = 16
@@ -15,20 +16,32 @@ WORTH_KEEPING = 0.8
 
 
 def choose(trials: Sequence[Trial]) -> list[Trial]:
-    """Baselines and the feasible front of the search, thinned evenly along latency to `MAX_FINALISTS`."""
+    """Baselines and the feasible front of the search, fastest first, thinned to the `MAX_FINALISTS` that cover most."""
     good = [
         (t, costs_of(t.outcome.accuracy, t.outcome.latency))
         for t in trials
         if t.feasible and isinstance(t.outcome, Success)
     ]
     mask = front_mask([costs for _, costs in good]).tolist() if good else []
-    front = sorted(
-        ((costs[1], t) for (t, costs), on in zip(good, mask, strict=True) if on and t.baseline is None),
-        key=itemgetter(0),
-    )
-    step = max(1.0, len(front) / MAX_FINALISTS)
-    thinned = [front[int(i * step)][1] for i in range(min(len(front), MAX_FINALISTS))]
-    return [t for t in trials if t.baseline is not None and isinstance(t.outcome, Success)] + thinned
+    front = [(costs, t) for (t, costs), on in zip(good, mask, strict=True) if on and t.baseline is None]
+    finalists = sorted(_thinned(front), key=lambda found: found[0][1])
+    baselines = [t for t in trials if t.baseline is not None and isinstance(t.outcome, Success)]
+    return baselines + [trial for _, trial in finalists]
+
+
+def _thinned(front: list[tuple[tuple[float, float], Trial]]) -> list[tuple[tuple[float, float], Trial]]:
+    """The points that together dominate most of the chart, found one after the other."""
+    if len(front) <= MAX_FINALISTS:
+        return front
+    costs = np.array([found for found, _ in front])
+    # A little beyond the worst, so that the ends of the front count.
+    corner = costs.max(axis=0) + 0.1 * np.ptp(costs, axis=0)
+    chosen: list[int] = []
+    for _ in range(MAX_FINALISTS):
+        gains = hypervolume_gains(costs, costs[chosen], corner.tolist())
+        gains[chosen] = -1.0
+        chosen.append(int(gains.argmax()))
+    return [front[i] for i in chosen]
 
 
 def provisional(trials: Sequence[Trial], *, target: str, device: Device, objectives: tuple[str, ...]) -> Front | None:

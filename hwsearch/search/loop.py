@@ -62,7 +62,8 @@ def run_baselines(search: Search) -> None:
 
 def run_loop(search: Search) -> str:
     """Evaluate one proposal after another until the budget is spent, and say why the search ended where it was not."""
-    started, deadline = time.monotonic(), _deadline(search.config)
+    started: float | None = None
+    deadline = _deadline(search.config)
     first = len(search.trials)
     while len(search.trials) < search.total and not search.stop.is_set():
         if time.monotonic() > deadline:
@@ -70,11 +71,12 @@ def run_loop(search: Search) -> str:
         if _stalled(search, first):
             return f"stopped: the last {search.config.search.patience} evaluations improved nothing"
         done = len(search.trials)
-        pace = (time.monotonic() - started) / (done - first) if done > first else None
+        pace = (time.monotonic() - started) / (done - first) if started and done > first else None
         tell(search, "search", "", seconds_left=pace * (search.total - done) if pace else None)
         search.proposer.queue(search.trials)
         if search.stop.is_set():
             break
+        started = started or time.monotonic()  # not before what the first proposal needs is there
         if not _step(search) and not search.proposer.queue_unseen(search.trials):
             return "every candidate of the space has been evaluated"
     return ""
