@@ -246,6 +246,14 @@ def test_commands_for_the_target_say_what_is_missing_and_exit_with_3(verb, tmp_p
 
 
 @pytest.mark.skipif(not no_tensorrt_here(), reason="TensorRT or a GPU is here")
+def test_doctor_refuses_a_target_that_cannot_run_here(capsys):
+    assert main(["doctor", "--seconds", "0", "--target", "tensorrt-gpu"]) == 3
+    message = capsys.readouterr().err
+    assert "`tensorrt-gpu` cannot run here" in message
+    assert "pip install" in message
+
+
+@pytest.mark.skipif(not no_tensorrt_here(), reason="TensorRT or a GPU is here")
 def test_doctor_lists_what_is_missing(capsys):
     assert main(["doctor", "--json", "--seconds", "0"]) == 0
     found = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)["backends"]}

@@ -15,7 +15,8 @@ from hwsearch.backends.device import chip_isa, chip_name
 from hwsearch.backends.environment import probe_noise, read_environment
 from hwsearch.cli.output import flags, next_step, note, print_facts, print_json, print_table, print_text
 from hwsearch.cli.verb import verb
-from hwsearch.errors import HwSearchError
+from hwsearch.errors import BackendUnavailableError, HwSearchError
+from hwsearch.space.target import load_target
 from hwsearch.types import to_json
 
 ADVICE = {
@@ -27,10 +28,17 @@ PACKAGES = ("torch", "onnx", "optuna", "numpy", "plotly", "torch-pruning")
 
 Seconds = Annotated[float, typer.Option("--seconds", metavar="S", min=0, help="length of the noise probe; 0 skips it")]
 
+Wanted = Annotated[str | None, typer.Option("--target", metavar="TARGET", help="a target that must run here")]
+
 
 @verb
-def doctor(seconds: Seconds = 5.0) -> None:
-    """Say which backends work here, what the device is, and how noisy its timings are."""
+def doctor(seconds: Seconds = 5.0, *, target: Wanted = None) -> None:
+    """Say which backends work here, what the device is, and how noisy its timings are.
+
+    With a target, first whether that one can run here; exit code 3 if not.
+    """
+    if target is not None:
+        _demand(target)
     facts = gather(seconds)
     if flags().json:
         print_json(facts)
@@ -41,6 +49,13 @@ def doctor(seconds: Seconds = 5.0) -> None:
         print_facts({f"  {name}": _words(value) for name, value in (facts[title] or {"probe": "skipped"}).items()})
     note("\n".join(f"warning: {warning}" for warning in facts["warnings"]))
     next_step("hwsearch", "demo")
+
+
+def _demand(name: str) -> None:
+    """Refuse to go on where a target cannot run."""
+    available = get_backend(load_target(name).backend).availability()
+    if not available.ok:
+        raise BackendUnavailableError(f"target `{name}` cannot run here: {available.problem}", hint=available.install)
 
 
 def gather(seconds: float) -> dict[str, Any]:
