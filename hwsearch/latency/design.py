@@ -32,7 +32,7 @@ from hwsearch.types import Candidate, SearchSpace
 MOST_WIDTHS = 8  # nodes on each axis of a grid
 LONGEST = 3  # pieces in a window
 REPEATS = (1, 4)
-ROUGH = (1.0, 1e-3, 3e-4, 3e-5, 3e-5)  # µs per feature of `grid.features`: enough to plan with
+ROUGH = (1.0, 1e-3, 3e-4, 3e-5, 3e-5, 0.0)  # µs per feature of `grid.features`: enough to plan with
 WHOLE_ERROR, PART_ERROR = 0.01, 0.025  # of a latency that no sum of units explains: a part runs in other company
 REFERENCES, REFERENCE_SEED = 8, 30_000
 INTEGER_SHARES = (0.0, 0.1, 0.5, 0.5, 0.5, 0.9, 1.0)  # of the layers, in the candidates drawn

@@ -23,7 +23,7 @@ Matrix = NDArray[np.float64]
 Counts = Mapping[Column, float]
 """How often each unit occurs in a model."""
 
-KIND, NEAR, OWN = 0.2, 0.2, 0.05  # relative standard deviations: a kind, a neighbourhood, a node
+KIND, NEAR, OWN = 0.2, 0.2, 0.1  # relative standard deviations: a kind, a neighbourhood, a node
 REACH = 1.0  # of a neighbourhood, in natural logarithms of channels
 FLOOR_US, FLOOR_US_PER_VALUE = 1.0, 1e-4  # added to a cost before those apply, so that none is surely zero
 FREEDOM = 4.0  # of Student's t: few models fit badly, and then by much

@@ -71,18 +71,19 @@ def _line(points: Sequence[int], value: int) -> dict[int, float] | None:
 
 
 def features(kind: Kind, node: Node) -> tuple[float, ...]:
-    """What a cost grows with: the call, multiply-accumulates (also in whole vectors of channels), values moved.
+    """What a cost grows with: the call, values moved, multiply-accumulates (also in whole vectors of channels).
 
     Weights count apart from activations: there is a new set for every layer, while activations stay in the cache.
     """
     taps, positions, reached = _extent(kind)
     a, b = node
     moved = positions * a + reached * b
+    padded_in, padded_out = (VECTOR * ceil(channels / VECTOR) for channels in node)
     if kind.unit == "depthwise":
-        return (1.0, moved, reached * taps * b)
+        return (1.0, moved, reached * taps * b, reached * taps * padded_out)
     if kind.unit in MATRICES:
-        vectors = VECTOR * ceil(b / VECTOR)
-        return (1.0, moved, taps * a * b, reached * taps * a * b, reached * taps * a * vectors)
+        work = reached * taps
+        return (1.0, moved, taps * a * b, work * a * b, work * a * padded_out, work * padded_in * padded_out)
     return (1.0, moved)
 
 

@@ -27,7 +27,7 @@ from hwsearch.types import Candidate, Latency, SearchSpace, Target
 STRATUM = 6  # candidates drawn for each that is measured
 TEMPTING_SHARE = 0.25  # models that look best, for each random one
 TEMPTED = 2000  # candidates they are the best of
-SEED = 20_000  # unlike the build's
+SEED = 40_000  # unlike the build's
 
 
 @dataclass(frozen=True, slots=True)
