@@ -65,6 +65,11 @@ class Environment:
         return tuple(text for text, applies in found.items() if applies)
 
 
+def usable_cores() -> list[int]:
+    """Numbers of the cores this process may run on; empty where the system does not say."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
 def read_environment(root: Path = Path("/")) -> Environment:
     """The machine as Linux describes it below `root`; elsewhere, and where a file is missing, None."""
     cpu = root / "sys/devices/system/cpu"
@@ -73,7 +78,7 @@ def read_environment(root: Path = Path("/")) -> Environment:
     load = _read(root / "proc/loadavg")
     flags = _read(root / "proc/cpuinfo")
     return Environment(
-        cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cpus=len(usable_cores()) or os.cpu_count() or 1,
         load=float(load.split()[0]) if load else None,
         governor=", ".join(sorted(g for g in governors if g)) or None,
         turbo=_turbo(cpu),

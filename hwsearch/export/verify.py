@@ -5,7 +5,6 @@ Imports neither torch nor the runtime until it is needed: a bundle is checked wi
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwsearch.backends.base import Backend, RunOptions, get_backend
+from hwsearch.backends.environment import usable_cores
 from hwsearch.backends.timing import TimingPolicy
 from hwsearch.backends.worker import Worker
 from hwsearch.errors import BackendUnavailableError, DataError, EvaluationError, HwSearchError
@@ -255,7 +255,7 @@ def _latency_check(model: _Model, here: Device) -> Check:
 
 def _last_cores(threads: int) -> tuple[int, ...]:
     """Where the search measures: system work tends to run on the first cores."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    cores = usable_cores()
     return tuple(cores[-threads:])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 import onnx
 
 from hwsearch.backends.base import LowerRequest, RunOptions, get_backend
+from hwsearch.backends.environment import usable_cores
 from hwsearch.backends.timing import TimingPolicy
 from hwsearch.backends.worker import Worker
 from hwsearch.types import Artifact, Latency, Target, TensorRange
@@ -52,7 +52,7 @@ class Job:
 
 def run_options(target: Target, float_precision: str = "fp32") -> RunOptions:
     """How latency is measured: the target's threads and batch, pinned to the machine's last cores."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    cores = usable_cores()
     return RunOptions(
         threads=target.threads,
         batch=target.batch,

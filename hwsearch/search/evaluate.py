@@ -24,6 +24,7 @@ import onnx
 from numpy.typing import NDArray
 
 from hwsearch.backends.base import Backend, LowerRequest, RunOptions, get_backend
+from hwsearch.backends.environment import usable_cores
 from hwsearch.backends.timing import TimingPolicy
 from hwsearch.backends.worker import Worker
 from hwsearch.compress.quantize import bins_for, ranges
@@ -105,7 +106,7 @@ class Evaluator:
         self._backend: Backend = get_backend(target.backend)
         self._builder = Worker(
             target.backend,
-            RunOptions(threads=os.cpu_count() or 1),
+            RunOptions(threads=_all_cores()),
             memory_bytes=self._memory_bytes,
             log=self.work / "logs" / "builder.log",
         )
@@ -133,7 +134,7 @@ class Evaluator:
 
     def run_options(self, float_precision: str) -> RunOptions:
         """How latency is measured: the target's threads and batch, pinned to the machine's last cores."""
-        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        cores = usable_cores()
         return RunOptions(
             threads=self.target.threads,
             batch=self.target.batch,
@@ -348,9 +349,7 @@ class Evaluator:
 
     def _fast_options(self, candidate: Candidate) -> RunOptions:
         """For accuracy: all cores, since the outputs do not depend on how many compute them."""
-        return RunOptions(
-            threads=os.cpu_count() or 1, float_precision=candidate.float_precision, options=self.target.options
-        )
+        return RunOptions(threads=_all_cores(), float_precision=candidate.float_precision, options=self.target.options)
 
     @property
     def _timeout(self) -> float:
@@ -366,6 +365,10 @@ class Evaluator:
     def _save(self, split: str, kind: str, array: NDArray[np.generic]) -> None:
         with atomic_write(self._array(split, kind)) as stream:
             np.save(stream, array)
+
+
+def _all_cores() -> int:
+    return len(usable_cores()) or os.cpu_count() or 1
 
 
 def _relative(path: str, folder: Path) -> str:
