@@ -2,8 +2,9 @@
 
 A candidate is a latency budget and one multiplier per segment of the network: the solver turns them into the choice
 per layer that minimises the sum of weighted sensitivities within the budget. Most proposals take the multipliers from
-the calibration, and the budget at which the expected gain in hypervolume is largest (first of all the study's own
-limit); every few proposals are left to Optuna's sampler, which searches budget and multipliers.
+the calibration, and as budget, in turns, that of the largest expected gain in hypervolume (first of all the study's own
+limit) and the middle of the largest gap of the front; every few proposals are left to Optuna's sampler, which searches
+budget and multipliers.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from hwsearch.search import storage
 from hwsearch.search.calibrate import Calibration, calibrate
 from hwsearch.search.front import costs_of
+from hwsearch.search.gaps import front_gaps
 from hwsearch.search.pareto import hypervolume_gains
 from hwsearch.search.pricing import Chart, Pricing
 from hwsearch.search.proposals import LayerProposer, enqueue, queued_candidate
@@ -95,6 +97,7 @@ class GuidedProposer:
         self._pricing: Pricing | None = None
         self._expected: tuple[int, Expectation] | None = None
         self._limits: dict[str, float] = {}
+        self._useful: tuple[float, float] | None = None
         self._chart = lru_cache(maxsize=CHARTS)(self._solved)
 
     def numbers(self, candidate: Candidate) -> dict[str, float]:  # noqa: ARG002 - of the protocol
@@ -107,9 +110,12 @@ class GuidedProposer:
         corner = self.guidance.corner(trials)
         searched = sum(trial.baseline is None for trial in trials)
         samplers_turn = searched >= SETTLED and searched % EXPLORE == 0
-        if self._pricing is None or corner is None or samplers_turn:
+        if self._pricing is None or corner is None:
             return
         expected = self.expectation(trials)
+        self._useful = _useful(expected, corner)
+        if samplers_turn:
+            return
         for row in self._rows(expected, trials, corner):
             candidate = expected.chart.candidate(row)
             if not _evaluated(candidate, trials):
@@ -121,9 +127,11 @@ class GuidedProposer:
         at_limit = None if self._limit_ms is None else expected.chart.within(self._limit_ms)
         if at_limit is not None:
             yield at_limit
-        original = _original(trials)
-        for share in SEEDS[sum(trial.baseline is None for trial in trials) :]:
+        original, searched = _original(trials), sum(trial.baseline is None for trial in trials)
+        for share in SEEDS[searched:]:
             yield int(np.abs(expected.accuracy - (original - (1 - share) * abs(original))).argmin())
+        if searched % 2:
+            yield from _bisecting(expected.chart, trials, corner)
         yield from _promising(expected, trials, corner)
 
     def candidate(self, running: optuna.Trial) -> Candidate:
@@ -136,8 +144,8 @@ class GuidedProposer:
         if queued is not None:
             return queued
         chart = self._chart(_rounded(logs))
-        fastest, slowest = chart.latency_ms[[0, -1]]
-        limit = fastest * (slowest / fastest) ** budget
+        fastest, slowest = self._useful or chart.latency_ms[[0, -1]]
+        limit = max(fastest * (slowest / fastest) ** budget, chart.latency_ms[0])
         return chart.candidate(int(np.searchsorted(chart.latency_ms, limit, side="right")) - 1)
 
     def queue_unseen(self, trials: Sequence[Trial]) -> bool:
@@ -184,7 +192,7 @@ class GuidedProposer:
         return self.pricing.chart(np.exp(np.array(logs)), self._limits)
 
     def _enqueue(self, candidate: Candidate, chart: Chart, row: int) -> None:
-        fastest, slowest = chart.latency_ms[[0, -1]]
+        fastest, slowest = self._useful or chart.latency_ms[[0, -1]]
         budget = math.log(chart.latency_ms[row] / fastest) / max(math.log(slowest / fastest), 1e-9)
         logs = np.clip(np.log(chart.weights), -MOST, MOST)
         numbers = {f"{WEIGHT}{name}": float(log) for name, log in zip(self.pricing.segments, logs, strict=True)}
@@ -210,6 +218,24 @@ def _promising(expected: Expectation, trials: Sequence[Trial], corner: tuple[flo
     known = [costs_of(o.accuracy, o.latency) for o in feasible if isinstance(o, Success)]
     gains = hypervolume_gains(np.column_stack([-expected.accuracy, expected.chart.latency_ms]), known, corner)
     return [int(row) for row in np.argsort(-gains, kind="stable") if gains[row] > 0]
+
+
+def _bisecting(chart: Chart, trials: Sequence[Trial], corner: tuple[float, float]) -> Iterator[int]:
+    """Rows of the chart in the middle of the front's gaps, the largest gap first."""
+    found = (t.outcome for t in trials)
+    costs = [costs_of(o.accuracy, o.latency) for o in found if isinstance(o, Success)]
+    for low, high in front_gaps(costs, corner, float(chart.latency_ms[0])):
+        inside = np.flatnonzero((chart.latency_ms > low) & (chart.latency_ms < high))
+        if len(inside):
+            yield int(inside[np.abs(chart.latency_ms[inside] - math.sqrt(low * high)).argmin()])
+
+
+def _useful(expected: Expectation, corner: tuple[float, float]) -> tuple[float, float]:
+    """Latencies between which a budget can pay: from where a model is expected to count to where it loses nothing."""
+    latency, accuracy = expected.chart.latency_ms, expected.accuracy
+    counts, whole = accuracy >= -corner[0], accuracy >= accuracy.max() - expected.sigma / 2
+    first, last = (float(latency[mask.argmax()]) for mask in (counts, whole))
+    return (first, last) if first < last else (float(latency[0]), float(latency[-1]))
 
 
 def _original(trials: Sequence[Trial]) -> float:
