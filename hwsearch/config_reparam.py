@@ -18,6 +18,9 @@ class ReparamConfig(Section):
         fresh: Whether blocks start with their own initialisation instead of the network's weights.
         lr: Peak learning rate.
         shift, flip: Random shifts by so many pixels, and mirroring, of images.
+        distill: Weight of learning from the network's own outputs as it was before, beside the labels; for a network
+            that comes trained.
+        temperature: Both networks' outputs are divided by it in that comparison.
         squeeze, prior, branches: Options of the OREPA kinds; `copies` of ``mobileone``; None for the block's own.
         guard: Whether low precision is kept from layers whose merged weights quantise badly.
     """
@@ -32,6 +35,8 @@ class ReparamConfig(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     shift: Annotated[int, Field(ge=0)] = 0
     flip: bool = False
+    distill: Annotated[float, Field(ge=0, le=1)] = 0.0
+    temperature: Positive = 4.0
     squeeze: Literal["auto", "always", "never"] | None = None
     prior: Literal["paper", "dct"] | None = None
     branches: tuple[str, ...] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable
@@ -10,10 +11,12 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from hwsearch.config_reparam import ReparamConfig
 from hwsearch.errors import DataError
 from hwsearch.model.data import DataSplit
+from hwsearch.model.distill import Taught, distillation
 from hwsearch.model.graph import weights_sha256
 from hwsearch.model.train import History, random_shift, train
 from hwsearch.reparam.expand import expand
@@ -35,7 +38,7 @@ def retrained(
     """`model` expanded, trained and merged as `config` says; it has the layers and names of `model`.
 
     Args:
-        model: Left as it is.
+        model: Left as it is; the teacher where `config` distils.
         config: Kind of blocks, and how they are trained.
         examples: Training examples with class labels.
         folder: Where trained weights are kept, under a name made of all that determines them: `model`, `config` and
@@ -60,7 +63,7 @@ def retrained(
         merged = merge(expanded)
         merged.load_state_dict(torch.load(path, weights_only=True))
         return merged
-    history = _fit(expanded, config, examples, on_epoch)
+    history = _fit(expanded, model, config, examples, on_epoch)
     merged = merge(expanded)
     check_same(expanded, merged, torch.from_numpy(examples.inputs[:COMPARED]))
     write_json(path.with_suffix(".json"), {"reparam": config.model_dump(mode="json"), **asdict(history)})
@@ -70,10 +73,14 @@ def retrained(
 
 
 def _fit(
-    expanded: nn.Module, config: ReparamConfig, examples: DataSplit, on_epoch: Callable[[int, float], None] | None
+    expanded: nn.Module,
+    teacher: nn.Module,
+    config: ReparamConfig,
+    examples: DataSplit,
+    on_epoch: Callable[[int, float], None] | None,
 ) -> History:
     return train(
-        expanded,
+        Taught(expanded, copy.deepcopy(teacher)) if config.distill else expanded,
         examples.inputs,
         examples.targets,
         epochs=config.epochs,
@@ -81,6 +88,7 @@ def _fit(
         batch=config.batch,
         weight_decay=config.weight_decay,
         seed=config.seed,
+        loss=distillation(config.distill, config.temperature) if config.distill else functional.cross_entropy,
         augment=random_shift(config.shift, flip=config.flip) if config.shift or config.flip else None,
         on_epoch=on_epoch,
     )
