@@ -18,6 +18,7 @@ from hwsearch.config_errors import explain, one_of
 from hwsearch.config_reparam import ReparamConfig
 from hwsearch.config_section import Count, Positive, Section
 from hwsearch.errors import ConfigError
+from hwsearch.patterns import pattern_name
 from hwsearch.study_file import StudyFile, read_study_file
 from hwsearch.types import PRECISIONS
 
@@ -107,6 +108,7 @@ class SpaceConfig(Section):
         granularity: Channel counts are multiples of this.
         min_keep: Smallest fraction of a group's channels that is offered.
         keep_float, keep_width: Globs over layer names, e.g. ``layer3.*``.
+        sparsity: Patterns of zero weights, ``2:4`` or shares such as .75; size then means that of packed files.
     """
 
     granularity: Count | None = None
@@ -116,6 +118,7 @@ class SpaceConfig(Section):
     precisions: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     keep_float: tuple[str, ...] = ()
     keep_width: tuple[str, ...] = ()
+    sparsity: tuple[str, ...] | None = None
 
     @field_validator("precisions")
     @classmethod
@@ -123,6 +126,11 @@ class SpaceConfig(Section):
         for name in value or ():
             one_of(name, tuple(PRECISIONS))
         return value
+
+    @field_validator("sparsity", mode="before")
+    @classmethod
+    def _known_patterns(cls, value: Any) -> Any:
+        return [pattern_name(name) for name in value] if isinstance(value, (list, tuple)) else value
 
 
 class QuantizeConfig(Section):
@@ -190,6 +198,7 @@ class StudyConfig(Section):
             measuring whatever may reach the front.
         tables: Folder of latency tables.
         targets: Names of built-in targets or paths of target files; a study file may also say ``target: name``.
+        threads, batch: None for the target's own.
     """
 
     name: Annotated[str, Field(pattern=r"^\w[\w.\-]*$")] = "study"
@@ -200,8 +209,8 @@ class StudyConfig(Section):
     metric: str = "top1"
     direction: Literal["maximize", "minimize"] = "maximize"
     targets: Annotated[tuple[str, ...], Field(min_length=1)]
-    threads: Count = 1
-    batch: Count = 1
+    threads: Count | None = None
+    batch: Count | None = None
     objectives: tuple[Literal["accuracy", "latency", "size"], ...] = ("accuracy", "latency")
     limits: LimitsConfig = Field(default_factory=LimitsConfig)
     search: SearchConfig = Field(default_factory=SearchConfig)

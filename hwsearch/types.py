@@ -73,6 +73,7 @@ class LayerInfo:
         macs: Multiply-accumulates for one example.
         width_group: The prune group of its output channels, or None if they are fixed.
         quant_group: Layers with the same value read the same input quantiser.
+        groups: Of a grouped convolution; a depthwise one says so by its `op`.
     """
 
     name: str
@@ -83,6 +84,7 @@ class LayerInfo:
     macs: int
     width_group: str | None
     quant_group: str
+    groups: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,11 +171,13 @@ class SourceModel:
 class OpCapability:
     """Precisions a device takes for one kind of layer.
 
-    It runs all of `accepts`, perhaps by widening; only `accelerates` are faster than the next wider format.
+    It runs all of `accepts`, perhaps by widening; only `accelerates` are faster than the next wider format. `patterns`
+    are those of zero weights whose multiplications it skips, e.g. ``2:4``.
     """
 
     accepts: tuple[str, ...]
     accelerates: tuple[str, ...]
+    patterns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,6 +229,7 @@ class SearchSpace:
         droppable: Names of branches that may be dropped.
         precisions: Layer -> precisions offered, narrowest first.
         float_precisions: Formats for the layers that stay in floating point, narrowest first.
+        patterns: Layer -> patterns of zero weights offered beside a dense one, most zeros first (see `patterns`).
         refused: What was asked for or is usual, and is not offered, with the reason.
     """
 
@@ -233,6 +238,7 @@ class SearchSpace:
     droppable: tuple[str, ...]
     precisions: dict[str, tuple[str, ...]]
     float_precisions: tuple[str, ...]
+    patterns: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     refused: tuple[str, ...] = ()
 
 
@@ -245,12 +251,19 @@ class Candidate:
         dropped: Names of dropped branches, sorted.
         precision: Layer -> precision name, for every layer that is left.
         recipe: Other choices (range method, recovery), sorted by name.
+        pattern: Layer -> pattern of its zero weights, ``2:4`` or a share such as ``0.75``, only where not dense.
     """
 
     keep: dict[str, int]
     dropped: tuple[str, ...]
     precision: dict[str, str]
     recipe: dict[str, str] = dataclasses.field(default_factory=dict)
+    pattern: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether no channel, branch or weight is gone: only number formats may differ from the original's."""
+        return not (self.keep or self.dropped or self.pattern)
 
     @property
     def float_precision(self) -> str:
@@ -261,7 +274,10 @@ class Candidate:
     @property
     def key(self) -> str:
         """12 hex digits that name the candidate in files, plots and bundles."""
-        text = json.dumps(to_json(self), sort_keys=True, separators=(",", ":"))
+        choices = to_json(self)
+        if not self.pattern:  # so that dense candidates keep the keys they had before there were patterns
+            del choices["pattern"]
+        text = json.dumps(choices, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -435,7 +451,12 @@ class Accuracy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Success:
-    """What a finished evaluation found."""
+    """What a finished evaluation found.
+
+    Attributes:
+        packed_bytes: Size of the artifact's files, each deflated; None unless the study asks for sparse weights, whose
+            zeros save space in no other way.
+    """
 
     kind: Literal["success"] = "success"
     accuracy: Accuracy
@@ -445,6 +466,12 @@ class Success:
     params: int
     nonzero: int
     macs: int
+    packed_bytes: int | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """What counts as the model's size: of its files, packed where the study asks for sparse weights."""
+        return self.artifact.size_bytes if self.packed_bytes is None else self.packed_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hwsearch.compress.prune import Indices, magnitude_order
 from hwsearch.compress.select import Reader, compensated, damped, removal_order
+from hwsearch.compress.sparsify import magnitude_mask, surgery
 from hwsearch.compress.statistics import Layer, find_layer, second_moments
 from hwsearch.model.template import folded_parameters
 from hwsearch.store import atomic_write
@@ -76,10 +77,24 @@ class Database:
         change[:, -1] += found[1]
         return change
 
+    def sparse(self, name: str, entries: tuple[Indices, Indices], pattern: str) -> tuple[Tensor, Tensor]:
+        """Weight and bias of a layer that make up for lost inputs and for zeros by `pattern`, chosen by surgery.
+
+        Args:
+            name: Of the layer.
+            entries: Output and input entries of the weight that are left.
+            pattern: See `hwsearch.patterns`.
+        """
+        rows, left = entries
+        flat = torch.from_numpy(self._piece(lambda: self._sparse(name, rows, left, pattern), pattern, name, rows, left))
+        layer = self._layer(name)
+        shape = (len(rows), len(left), *layer.weight.shape[2:])
+        return flat[:, :-1].reshape(shape).to(layer.weight.dtype), flat[:, -1].to(layer.weight.dtype)
+
     # ----------------------------------------------------------------------- making pieces
 
     def _removal_order(self, group: PruneGroup) -> Indices:
-        axes = [axis for axis in group.axes if axis.side == "in" and axis.module in self._moments]
+        axes = [axis for axis in group.axes if axis.side == "in" and self._is_watched(axis.module)]
         if not axes:  # nothing that reads it can be watched
             return magnitude_order(folded_parameters(self._module, {}), group)
         return removal_order([self._reader(axis, group) for axis in axes])
@@ -87,7 +102,7 @@ class Database:
     def _reader(self, axis: ChannelAxis, group: PruneGroup) -> Reader:
         entries = axis.offset + torch.arange(group.channels * axis.repeat).reshape(group.channels, axis.repeat)
         return Reader(
-            _flat(self._layer(axis.module)), self._moments[axis.module], _columns(self._layer(axis.module), entries)
+            _flat(self._layer(axis.module)), self._moments[axis.module][0], _columns(self._layer(axis.module), entries)
         )
 
     def _compensated(self, name: str, left: Indices) -> NDArray[np.float32]:
@@ -96,20 +111,35 @@ class Database:
         columns = _columns(layer, torch.from_numpy(left)[None])[0]
         with_bias = torch.cat([columns, torch.tensor([flat.shape[1] - 1])])
         if name in self._moments:
-            return compensated(flat, self._moments[name], with_bias).float().numpy()
+            return compensated(flat, self._moments[name][0], with_bias).float().numpy()
         return flat[:, with_bias].float().numpy()
+
+    def _sparse(self, name: str, rows: Indices, left: Indices, pattern: str) -> NDArray[np.float32]:
+        layer = self._layer(name)
+        weight, bias = self.weight(name, left) or (layer.weight, layer.bias)
+        assert bias is not None
+        if name in self._moments:
+            columns = _columns(layer, torch.from_numpy(left)[None])[0]
+            with_bias = torch.cat([columns, torch.tensor([layer.weight[0].numel()])])
+            moments = self._moments[name][:, with_bias[:, None], with_bias]
+            weight, bias = surgery(weight[rows], bias[rows], moments, pattern)
+        else:  # what it reads cannot be watched
+            weight, bias = weight[rows] * magnitude_mask(weight[rows], pattern), bias[rows]
+        return torch.cat([weight.flatten(1), bias[:, None]], dim=1).float().numpy()
 
     @cached_property
     def _moments(self) -> dict[str, Tensor]:
-        """Damped second moments of every layer whose input can lose channels."""
-        names = {axis.module for group in self._source.groups for axis in group.axes if axis.side == "in"}
-        wanted = [layer.name for layer in self._source.layers if layer.name in names and self._is_reader(layer.name)]
+        """Damped second moments of what layers read [groups, columns + 1, columns + 1]; of all but depthwise ones."""
+        wanted = [layer.name for layer in self._source.layers if layer.op != "depthwise"]
         moments = second_moments(self._module, wanted, self._images, rows=self._rows)
         # Popped for the memory's sake, as there.
-        return {name: damped(moments.pop(name)[0], self._damping) for name in list(moments)}
+        return {name: damped(moments.pop(name), self._damping) for name in list(moments)}
+
+    def _is_watched(self, name: str) -> bool:
+        return name in self._moments and self._is_reader(name)
 
     def _is_reader(self, name: str) -> bool:
-        """Whether the layer mixes its input channels; a depthwise one only passes them on."""
+        """Whether the layer mixes all its input channels; a depthwise one only passes them on."""
         return int(getattr(self._layer(name), "groups", 1)) == 1
 
     def _layer(self, name: str) -> Layer:

@@ -62,8 +62,11 @@ def fisher_losses(
 
 
 def compensation_error(change: Tensor) -> Error:
-    """The error of a layer whose weights and bias [outputs, columns + 1] are changed by `change`."""
-    return lambda rows: rows @ change.T
+    """The error of a layer whose weights and bias [groups, outputs, columns + 1] are changed by `change`.
+
+    A layer of one group may leave that axis out.
+    """
+    return lambda rows: rows @ change.mT
 
 
 def rounding_error(layer: Layer, precision: str) -> Error:

@@ -8,7 +8,7 @@ errors of the shortcut as well. Where only a ReLU follows, a result that should 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from hwsearch.compress.fold import Flow
 from hwsearch.compress.select import damped
+from hwsearch.compress.sparsify import restricted_solve
 from hwsearch.compress.statistics import (
     CHUNK_IMAGES,
     Layer,
@@ -108,6 +109,7 @@ def refit(
     *,
     ridge: float,
     rectify: int,
+    sparse: Collection[str] = (),
 ) -> None:
     """Refit the `stale` layers of a pruned network, in place, in one pass over `images`.
 
@@ -120,8 +122,9 @@ def refit(
         images: [N, ...].
         ridge: Weight of the pull towards the weights found in `module`, relative to the mean energy of an input.
         rectify: Rounds in which targets below a ReLU's zero give way.
+        sparse: Layers whose zero weights stay zero.
     """
-    run = _Pass(goals, flow, kept, ridge, rectify)
+    run = _Pass(goals, flow, kept, ridge, rectify, sparse)
     modules = dict(module.named_modules())
     layers = {name: modules[name] for name in stale if name in goals}
     with torch.inference_mode(), _replaced_forward(layers, run.forward), Sums(run.join):
@@ -136,6 +139,7 @@ def solve(
     offset: Tensor | float = 0.0,
     ridge: float,
     rectify: int = 0,
+    kept: Tensor | None = None,
 ) -> Tensor:
     """The weight [groups, columns, outputs] whose result on `inputs`, plus `offset`, is nearest to `target`.
 
@@ -147,32 +151,46 @@ def solve(
         ridge: Strength of that pull, relative to the mean energy of a column.
         rectify: Rounds (of majorise-minimise) in which only the positive part of target and result must agree; each
             lowers that error, and steps beyond its own solution do so faster.
+        kept: True for the weights that may change, same shape as the result; None for all.
     """
     moments = gram(inputs) / inputs.shape[1]
-    factor = torch.linalg.cholesky(damped(moments, ridge))
     known = moments @ weight.double()
-    change = _change(factor, inputs, target - offset, known)
+    invert = _inverse(damped(moments, ridge), kept)
+
+    def change_for(wanted: Tensor) -> Tensor:
+        """What to add to the weight, of whose result X·W only `known` = Xᵀ·X·W / rows is needed."""
+        return invert(gram(inputs, wanted) / inputs.shape[1] - known).to(inputs.dtype)
+
+    change = change_for(target - offset)
     for _ in range(rectify):
         result = inputs @ (weight + change) + offset
         nearest = torch.where(target < 0, result.clamp_max(0.0), target)
-        change += OVERSHOOT * (_change(factor, inputs, nearest - offset, known) - change)
+        change += OVERSHOOT * (change_for(nearest - offset) - change)
     return weight + change
 
 
-def _change(factor: Tensor, inputs: Tensor, wanted: Tensor, known: Tensor) -> Tensor:
-    """What to add to the weight, of whose result X·W only `known` = Xᵀ·X·W / rows is needed."""
-    pulled = gram(inputs, wanted) / inputs.shape[1] - known
-    return torch.cholesky_solve(pulled, factor).to(inputs.dtype)
+def _inverse(moments: Tensor, kept: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """Divides by `moments`; where only some weights may change, by those rows and columns that belong to them."""
+    if kept is not None:
+        return partial(restricted_solve, moments=moments, kept=kept)
+    factor = torch.linalg.cholesky(moments)
+    return lambda wanted: torch.cholesky_solve(wanted, factor)
 
 
 class _Pass:
     """State of one refitting pass: joined layers wait for their sum, the others are solved when their turn comes."""
 
     def __init__(
-        self, goals: Mapping[str, Goal], flow: Flow, kept: Mapping[str, Tensor], ridge: float, rectify: int
+        self,
+        goals: Mapping[str, Goal],
+        flow: Flow,
+        kept: Mapping[str, Tensor],
+        ridge: float,
+        rectify: int,
+        sparse: Collection[str],
     ) -> None:
         self._goals, self._flow, self._kept = goals, flow, kept
-        self._ridge, self._rectify = ridge, rectify
+        self._ridge, self._rectify, self._sparse = ridge, rectify, sparse
         self._waiting: dict[int, tuple[str, Layer, Tensor, Tensor]] = {}
 
     def forward(self, name: str, layer: Layer, inputs: Tensor) -> Tensor:
@@ -198,13 +216,15 @@ class _Pass:
         goal = self._goals[name].of_first(len(inputs))
         target = goal.target[:, self._kept[name]] if name in self._kept else goal.target
         groups = getattr(layer, "groups", 1)
+        weight = _matrix(layer, groups)
         found = solve(
             take_inputs(layer, inputs, goal.positions),
-            _matrix(layer, groups),
+            weight,
             _grouped(target, groups),
             offset=0.0 if shortcut is None else _grouped(take_outputs(layer, shortcut, goal.positions), groups),
             ridge=self._ridge,
             rectify=self._rectify if self._is_rectified(name) else 0,
+            kept=_free(weight) if name in self._sparse else None,
         )
         flat = found.transpose(1, 2).flatten(0, 1)
         write_parameters(layer, flat[:, :-1].reshape(layer.weight.shape), flat[:, -1])
@@ -259,6 +279,13 @@ def _matrix(layer: Layer, groups: int) -> Tensor:
     assert layer.bias is not None
     flat = torch.cat([layer.weight.flatten(1), layer.bias[:, None]], dim=1)
     return flat.reshape(groups, -1, flat.shape[1]).transpose(1, 2)
+
+
+def _free(weight: Tensor) -> Tensor:
+    """True where a sparse weight [groups, columns + 1, outputs] is not zero, and for the bias in the last row."""
+    free = weight != 0
+    free[:, -1] = True
+    return free
 
 
 def _grouped(rows: Tensor, groups: int) -> Tensor:

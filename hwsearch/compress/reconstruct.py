@@ -18,7 +18,8 @@ from hwsearch.compress.fisher import Error, compensation_error, fisher_losses, r
 from hwsearch.compress.fold import Flow, fold
 from hwsearch.compress.least_squares import Goal, record_goals, refit
 from hwsearch.compress.prune import Indices, entries_left, select_channels, silence_branches, slice_module
-from hwsearch.compress.statistics import find_layer, write_parameters
+from hwsearch.compress.sparsify import magnitude_mask
+from hwsearch.compress.statistics import Layer, find_layer, write_parameters
 from hwsearch.model.graph import Network
 from hwsearch.model.template import folded_parameters
 from hwsearch.types import Candidate
@@ -28,7 +29,7 @@ Selection = Literal["obs", "magnitude"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How channels are chosen and weights refitted.
+    """How channels, and the zeros of sparse weights, are chosen and weights refitted.
 
     Attributes:
         selection: ``obs`` (optimal brain surgery) or ``magnitude``.
@@ -91,13 +92,15 @@ class Reconstructor:
         smaller = slice_module(self._original, self._source, kept)
         if self.settings.selection == "obs":
             self._insert_pieces(smaller, kept)
+        for layer, pattern in candidate.pattern.items():
+            write_parameters(find_layer(smaller, layer), *self._sparse(smaller, layer, kept, pattern))
         silence_branches(smaller, [b for b in self._source.branches if b.name in candidate.dropped], norms={})
         return smaller
 
     def repaired(self, candidate: Candidate, *, images: int | None = None) -> nn.Module:
         """The candidate without batch norms, refitted by sequential least squares.
 
-        A candidate that neither loses channels nor a branch comes back unchanged.
+        A candidate that loses neither channels nor weights nor a branch comes back unchanged.
 
         Args:
             candidate: What to keep and drop.
@@ -106,7 +109,7 @@ class Reconstructor:
         smaller = self.stitched(candidate)
         dropped = {layer for b in self._source.branches if b.name in candidate.dropped for layer in b.layers}
         left = self._outputs_left(self.select(candidate.keep))
-        stale = [layer for layer in self._flow.stale({*left, *dropped}) if layer not in dropped]
+        stale = {*self._flow.stale({*left, *dropped, *candidate.pattern}), *candidate.pattern} - dropped
         refit(
             smaller,
             stale,
@@ -116,6 +119,7 @@ class Reconstructor:
             self._images[:images],
             ridge=self.settings.ridge,
             rectify=self.settings.rectify,
+            sparse=candidate.pattern,
         )
         return smaller
 
@@ -127,7 +131,7 @@ class Reconstructor:
         Those that cannot be estimated, since a branch does not end in a layer of its own, are left out.
 
         Args:
-            changes: Candidates that narrow, drop or round one thing each; all are judged in the same pass.
+            changes: Candidates that narrow, drop, empty or round one thing each; all are judged in the same pass.
             inputs: Images [N, ...] they are judged on; others than those that repair, which are fitted too well.
             probabilities: Whether the outputs are logits and the divergence is KL; relative squared error if not.
         """
@@ -149,6 +153,9 @@ class Reconstructor:
             change = self._database.change(layer, columns)
             if change is not None:
                 yield layer, compensation_error(change)
+        for layer, pattern in candidate.pattern.items():
+            weight, bias = self._sparse(self._original, layer, {}, pattern)
+            yield layer, compensation_error(_change(find_layer(self._original, layer), weight, bias))
         for layer, precision in candidate.precision.items():
             if precision != "fp32":
                 yield layer, rounding_error(find_layer(self._original, layer), precision)
@@ -158,6 +165,15 @@ class Reconstructor:
             piece = self._database.weight(name, columns)
             if piece is not None:
                 write_parameters(find_layer(smaller, name), piece[0][rows], piece[1][rows])
+
+    def _sparse(self, module: nn.Module, name: str, kept: Mapping[str, Indices], pattern: str) -> tuple[Tensor, Tensor]:
+        """Weight and bias of a layer of `module`, which has the channels `kept`, with zeros by a pattern."""
+        if self.settings.selection == "obs":
+            rows, columns = map(np.arange, self._sizes[name])
+            return self._database.sparse(name, self._entries_left(kept).get(name, (rows, columns)), pattern)
+        layer = find_layer(module, name)
+        assert layer.bias is not None
+        return layer.weight * magnitude_mask(layer.weight, pattern), layer.bias
 
     def _outputs_left(self, kept: Mapping[str, Indices]) -> dict[str, Tensor]:
         """Layer -> output channels it still has, for layers that lost some."""
@@ -176,3 +192,11 @@ class Reconstructor:
     @cached_property
     def _goals(self) -> dict[str, Goal]:
         return record_goals(self._original, self._flow, self._images, rows=self.settings.rows)
+
+
+def _change(layer: Layer, weight: Tensor, bias: Tensor) -> Tensor:
+    """What is added to weight and bias of a layer [groups, outputs, columns + 1] when these take their place."""
+    assert layer.bias is not None
+    groups = getattr(layer, "groups", 1)
+    flat = torch.cat([(weight - layer.weight).flatten(1), (bias - layer.bias)[:, None]], dim=1)
+    return flat.view(groups, -1, flat.shape[1])

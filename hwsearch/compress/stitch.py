@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from hwsearch.compress.prune import pruned
 from hwsearch.compress.reconstruct import Reconstructor, Selection, Settings
 from hwsearch.compress.recover import reestimate_batch_norm
+from hwsearch.compress.sparsify import copy_zeros
 from hwsearch.model.graph import Network
 from hwsearch.model.template import folded_parameters
 from hwsearch.store import atomic_write
@@ -47,7 +48,7 @@ def stitch(
         refit_images: How many images least squares looks at, at most; None for the reconstructor's own number.
     """
     source, template = network.source, network.template
-    if candidate.keep or candidate.dropped:
+    if not candidate.complete:
         reconstructor = reconstructor or Reconstructor(network, calibration, settings=Settings(selection=selection))
         parameters = _repaired(network, candidate, calibration, repair, reconstructor, refit_images)
     else:
@@ -86,6 +87,7 @@ def _repaired(
         return folded_parameters(reconstructor.stitched(candidate), {})
     folded = network.template.folded
     module = pruned(network.module, network.source, candidate, reconstructor.select(candidate.keep), folded)
+    copy_zeros(reconstructor.stitched(candidate), module, candidate.pattern)
     reestimate_batch_norm(module, calibration)
     return folded_parameters(module, folded)
 

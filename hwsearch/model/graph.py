@@ -107,15 +107,17 @@ def _layer(
     weight, bias = template.initializers[f"{name}.weight"].dims, template.initializers[f"{name}.bias"].dims
     inputs, outputs = shapes[node.input[0]], shapes[node.output[0]]
     linear = node.op_type != "Conv"
+    depthwise = not linear and _groups(node) == weight[0] > 1
     return LayerInfo(
         name=name,
-        op="linear" if linear else "depthwise" if _groups(node) == weight[0] > 1 else "conv",
+        op="linear" if linear else "depthwise" if depthwise else "conv",
         in_shape=inputs[1:],
         out_shape=outputs[1:],
         params=prod(weight) + prod(bias),
         macs=prod(outputs) * (inputs[-1] if linear else prod(weight[1:])),
         width_group=next((group.name for group in groups if _produces(group, name)), None),
         quant_group=node.input[0],
+        groups=1 if linear or depthwise else _groups(node),
     )
 
 

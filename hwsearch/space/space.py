@@ -9,8 +9,12 @@ from dataclasses import dataclass
 
 from hwsearch.config import SpaceConfig
 from hwsearch.errors import ConfigError, did_you_mean
-from hwsearch.space.target import native_precisions
+from hwsearch.patterns import DENSE, TWO_FOUR, not_dense, sparsest_first
+from hwsearch.space.target import native_patterns, native_precisions
 from hwsearch.types import PRECISIONS, Candidate, LayerInfo, PruneGroup, SearchSpace, SourceModel, Target
+
+SHOWN = 4
+"""Names listed where one reason holds for many layers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,8 @@ class Dimension:
 def build_space(source: SourceModel, target: Target, config: SpaceConfig, isa: Iterable[str]) -> SearchSpace:
     """Groups and layers of `source` times what `target` accelerates on a chip with instruction sets `isa`.
 
+    Patterns of zero weights that it does not accelerate are offered where the study asks for them: for size.
+
     Raises:
         ConfigError: a layer pattern matches nothing, or a requested precision gains nothing on this device.
     """
@@ -35,20 +41,25 @@ def build_space(source: SourceModel, target: Target, config: SpaceConfig, isa: I
     floats = sorted(
         {name for precisions in offered.values() for name in precisions if not PRECISIONS[name].integer}, key=_bits
     )
+    widths = {
+        group.name: listed
+        for group in source.groups
+        if config.prune and group.name not in keep_width and len(listed := _widths(group, target, config)) > 1
+    }
+    patterns = {layer.name: _patterns(layer, target, config, isa) for layer in source.layers}
+    ragged = [name for name, listed in patterns.items() if TWO_FOUR in listed and not _by_fours(name, source, widths)]
+    patterns |= {name: tuple(p for p in patterns[name] if p != TWO_FOUR) for name in ragged}
     return SearchSpace(
         target=target.name,
-        widths={
-            group.name: widths
-            for group in source.groups
-            if config.prune and group.name not in keep_width and len(widths := _widths(group, target, config)) > 1
-        },
+        widths=widths,
         droppable=tuple(branch.name for branch in source.branches) if config.drop_branches else (),
         precisions={
             name: tuple(p for p in precisions if name not in keep_float or not PRECISIONS[p].integer)
             for name, precisions in offered.items()
         },
         float_precisions=tuple(floats) or ("fp32",),
-        refused=(*source.refused, *_refused(target, isa)),
+        patterns={name: listed for name, listed in patterns.items() if listed},
+        refused=(*source.refused, *_refused(target, isa), *_refused_fours(ragged)),
     )
 
 
@@ -59,6 +70,7 @@ def dimensions(space: SearchSpace) -> list[Dimension]:
     listed += [
         Dimension(f"precision:{name}", size) for name in space.precisions if (size := len(_ladder(space, name))) > 1
     ]
+    listed += [Dimension(f"pattern:{name}", len(patterns) + 1) for name, patterns in space.patterns.items()]
     if len(space.float_precisions) > 1:
         listed.append(Dimension("float", len(space.float_precisions)))
     return listed
@@ -77,13 +89,15 @@ def decode(space: SearchSpace, source: SourceModel, numbers: Mapping[str, int]) 
         chosen = widths[numbers.get(f"keep:{name}", len(widths) - 1)]
         if name not in gone_groups and chosen < widths[-1]:
             keep[name] = chosen
-    precision = {}
+    precision, pattern = {}, {}
     for layer in source.layers:
         if layer.name not in gone_layers:
+            patterns = (*space.patterns.get(layer.name, ()), DENSE)
+            pattern[layer.name] = patterns[numbers.get(f"pattern:{layer.name}", len(patterns) - 1)]
             ladder = _ladder(space, layer.name)
             rung = ladder[numbers.get(f"precision:{layer.name}", len(ladder) - 1)]
             precision[layer.name] = float_name if rung == "float" else rung
-    return Candidate(keep=keep, dropped=tuple(sorted(dropped)), precision=precision)
+    return Candidate(keep=keep, dropped=tuple(sorted(dropped)), precision=precision, pattern=not_dense(pattern))
 
 
 def encode(space: SearchSpace, candidate: Candidate) -> dict[str, int] | None:
@@ -99,10 +113,13 @@ def encode(space: SearchSpace, candidate: Candidate) -> dict[str, int] | None:
             chosen = candidate.precision.get(name, ladder[-1])
             integer = chosen != "float" and PRECISIONS[chosen].integer
             numbers[f"precision:{name}"] = ladder.index(chosen if integer else "float")
+        for name, patterns in space.patterns.items():
+            numbers[f"pattern:{name}"] = (*patterns, DENSE).index(candidate.pattern.get(name, DENSE))
         numbers["float"] = space.float_precisions.index(candidate.float_precision)
     except ValueError:
         return None
-    if set(candidate.keep) - set(space.widths) or set(candidate.dropped) - set(space.droppable):
+    chosen = (candidate.keep, space.widths), (candidate.dropped, space.droppable), (candidate.pattern, space.patterns)
+    if any(set(names) - set(offered) for names, offered in chosen):
         return None
     return {dimension.name: numbers[dimension.name] for dimension in dimensions(space)}
 
@@ -171,6 +188,33 @@ def _offered(layer: LayerInfo, target: Target, config: SpaceConfig, isa: tuple[s
             hint="leave it out, or search for a target that computes in it",
         )
     return tuple(sorted(config.precisions, key=_bits))
+
+
+def _patterns(layer: LayerInfo, target: Target, config: SpaceConfig, isa: tuple[str, ...]) -> tuple[str, ...]:
+    """Patterns of zeros for a layer, most zeros first; none for depthwise layers, whose weights are few and matter."""
+    if layer.op == "depthwise":
+        return ()
+    asked = native_patterns(target, layer.op, isa) if config.sparsity is None else config.sparsity
+    return tuple(sorted(dict.fromkeys(asked), key=sparsest_first))
+
+
+def _by_fours(layer: str, source: SourceModel, widths: Mapping[str, Sequence[int]]) -> bool:
+    """Whether the channels a filter of the layer reads come in fours at every width."""
+    info = source.layer(layer)
+    read = info.in_shape[-1 if info.op == "linear" else 0] // info.groups
+    lost = [
+        axis.repeat * (group.channels - width)
+        for group in source.groups
+        for axis in group.axes
+        if (axis.module, axis.side) == (layer, "in")
+        for width in widths.get(group.name, ())
+    ]
+    return all(channels % 4 == 0 for channels in (read, *lost))
+
+
+def _refused_fours(ragged: Sequence[str]) -> list[str]:
+    names = ", ".join(ragged[:SHOWN]) + (", ..." if len(ragged) > SHOWN else "")
+    return [f"2:4: input channels do not come in fours at every width: {names}"] if ragged else []
 
 
 def _refused(target: Target, isa: tuple[str, ...]) -> list[str]:

@@ -55,13 +55,19 @@ def native_precisions(target: Target, op: str, isa: Iterable[str]) -> tuple[str,
     return tuple(sorted({*offered, widest}, key=lambda name: PRECISIONS[name].weight_bits))
 
 
+def native_patterns(target: Target, op: str, isa: Iterable[str]) -> tuple[str, ...]:
+    """Patterns of zero weights that a chip with instruction sets `isa` skips in layers of one kind."""
+    capability, present = target.ops.get(op), set(isa)
+    return tuple(name for name in capability.patterns if _native(target, name, present)) if capability else ()
+
+
 def _with_own_table(target: Target, folder: Path) -> Target:
     """The target with the path of its table, which its file gives relative to itself, made absolute."""
     return target if target.table is None else dataclasses.replace(target, table=str((folder / target.table).resolve()))
 
 
-def _native(target: Target, precision: str, isa: set[str]) -> bool:
-    needed = target.needs_isa.get(precision)
+def _native(target: Target, name: str, isa: set[str]) -> bool:
+    needed = target.needs_isa.get(name)
     return not needed or bool(isa.intersection(needed))
 
 
