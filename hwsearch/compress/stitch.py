@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -47,14 +48,20 @@ def stitch(
             without it, all of it is computed for this candidate alone.
         refit_images: How many images least squares looks at, at most; None for the reconstructor's own number.
     """
-    source, template = network.source, network.template
-    if not candidate.complete:
-        reconstructor = reconstructor or Reconstructor(network, calibration, settings=Settings(selection=selection))
-        parameters = _repaired(network, candidate, calibration, repair, reconstructor, refit_images)
-    else:
-        parameters = folded_parameters(network.module, template.folded)
+    reconstructor = reconstructor or Reconstructor(network, calibration, settings=Settings(selection=selection))
+    parameters = parameters_of(
+        network, candidate, reconstructor, calibration=calibration, repair=repair, refit_images=refit_images
+    )
+    return bind(network, candidate, parameters, path)
+
+
+def bind(
+    network: Network, candidate: Candidate, parameters: Mapping[str, NDArray[np.float32]], path: Path
+) -> CompressedModel:
+    """Write the float ONNX file of a candidate with these (folded) parameters to `path` and describe it."""
+    source = network.source
     branches = [branch for branch in source.branches if branch.name in candidate.dropped]
-    model = template.without_branches(branches).bind(parameters)
+    model = network.template.without_branches(branches).bind(parameters)
     onnx.helper.set_model_props(model, {"hwsearch.key": candidate.key})
     with atomic_write(path) as stream:
         stream.write(model.SerializeToString())
@@ -73,19 +80,23 @@ def stitch(
     )
 
 
-def _repaired(
+def parameters_of(
     network: Network,
     candidate: Candidate,
-    calibration: NDArray[np.float32],
-    repair: Repair,
     reconstructor: Reconstructor,
-    refit_images: int | None,
+    *,
+    calibration: NDArray[np.float32],
+    repair: Repair = "least_squares",
+    refit_images: int | None = None,
 ) -> dict[str, NDArray[np.float32]]:
+    """Parameters of a candidate, batch norm folded, as the template takes them; arguments as for `stitch`."""
+    folded = network.template.folded
+    if candidate.complete:
+        return folded_parameters(network.module, folded)
     if repair == "least_squares":
         return folded_parameters(reconstructor.repaired(candidate, images=refit_images), {})
     if repair == "none":
         return folded_parameters(reconstructor.stitched(candidate), {})
-    folded = network.template.folded
     module = pruned(network.module, network.source, candidate, reconstructor.select(candidate.keep), folded)
     copy_zeros(reconstructor.stitched(candidate), module, candidate.pattern)
     reestimate_batch_norm(module, calibration)
