@@ -15,6 +15,7 @@ import yaml
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from hwsearch.config_errors import explain, one_of
+from hwsearch.config_recover import RecoverConfig
 from hwsearch.config_reparam import ReparamConfig
 from hwsearch.config_section import Count, Positive, Section
 from hwsearch.errors import ConfigError
@@ -163,18 +164,6 @@ class MeasureConfig(Section):
         return self
 
 
-class RecoverConfig(Section):
-    """How channels are chosen, and what repairs a pruned network, on the calibration split and without training.
-
-    Attributes:
-        repair: Weights refitted by sequential least squares, statistics of batch norms estimated again, or nothing.
-        selection: Channels chosen by optimal brain surgery, or by the magnitude of their weights.
-    """
-
-    repair: Literal["least_squares", "batch_norm", "none"] = "least_squares"
-    selection: Literal["obs", "magnitude"] = "obs"
-
-
 class SensitivityConfig(Section):
     """How much each single choice hurts: what the guided sampler knows before its first proposal.
 
@@ -285,13 +274,15 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
     return _checked(study, study.path.resolve().parent)
 
 
-def make_study(settings: Mapping[str, Any]) -> StudyConfig:
-    """The study with these keys, as in a study file; paths are relative to the current folder.
+def make_study(settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> StudyConfig:
+    """The study with these keys, as in a study file, and ``key=value`` overrides; paths are relative to this folder.
 
     Raises:
         ConfigError: as for `load_study`.
     """
-    return _checked(StudyFile(Path("arguments"), dict(settings)), Path.cwd())
+    study = StudyFile(Path("arguments"), _long_form(dict(settings)))
+    study.override(overrides)
+    return _checked(study, Path.cwd())
 
 
 def _checked(study: StudyFile, folder: Path) -> StudyConfig:

@@ -7,6 +7,7 @@
     │   └── BundleError           a bundle is damaged or not a bundle                    exit code 2
     ├── BackendUnavailableError   the runtime or the device is not here                  exit code 3
     ├── EvaluationError           one candidate failed; becomes a `Failure`, never the end of a search
+    ├── TrainingStoppedError      training was asked to stop; its state is on disk
     └── SearchFailedError         every evaluation failed                                exit code 4
 
 Each error says what is wrong, where, what was found, what is allowed and what to do::
@@ -106,6 +107,10 @@ class EvaluationError(HwSearchError):
         self.stage = stage
         self.kind = kind
         self.log = log
+
+
+class TrainingStoppedError(HwSearchError):
+    """Training was asked to stop before its end; it goes on from its checkpoint."""
 
 
 class SearchFailedError(HwSearchError):
