@@ -146,19 +146,21 @@ def _calls_per_round(rounds: list[_Round], policy: TimingPolicy) -> dict[str, in
 def _measure(campaign: _Campaign, calls: Mapping[str, int], policy: TimingPolicy) -> list[_Round]:
     rounds: list[_Round] = []
     medians: dict[str, list[float]] = {name: [] for name in calls}
+    undisturbed = 0
     deadline = campaign.clock() + policy.seconds * len(calls) * 1e9
-    while not _enough(medians, policy, campaign.clock() >= deadline):
+    while not _enough(medians, undisturbed, policy, campaign.clock() >= deadline):
         rounds.append(campaign.round(calls))
+        undisturbed += not any(chunk.interrupted for chunk in rounds[-1].values())
         for name, chunk in rounds[-1].items():
             medians[name].append(chunk.median_ns)
     return rounds
 
 
-def _enough(medians: Mapping[str, list[float]], policy: TimingPolicy, time_is_up: bool) -> bool:
+def _enough(medians: Mapping[str, list[float]], undisturbed: int, policy: TimingPolicy, time_is_up: bool) -> bool:
     done = len(next(iter(medians.values()), []))
-    if not medians or done >= max(policy.rounds, LEAST_ROUNDS) or (time_is_up and done >= LEAST_ROUNDS):
+    if not medians or undisturbed >= max(policy.rounds, LEAST_ROUNDS) or (time_is_up and done >= LEAST_ROUNDS):
         return True
-    return done >= policy.min_rounds and all(
+    return undisturbed >= policy.min_rounds and all(
         Z95 * minimum_standard_error(np.array(values)) < policy.half_width * min(values) for values in medians.values()
     )
 
