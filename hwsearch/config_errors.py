@@ -23,12 +23,19 @@ def one_of(value: str, names: tuple[str, ...], *forms: str) -> str:
 
 
 class UnknownValueError(ValueError):
-    """A value that is not in a list of names; found inside pydantic's own error."""
+    """A value that is not in a list of names; found inside pydantic's own error.
 
-    def __init__(self, value: str, allowed: tuple[str, ...]) -> None:
-        super().__init__(f"unknown value `{value}`")
+    Args:
+        value: What was found.
+        allowed: The names.
+        message: What is wrong, where the key's own name does not say it.
+    """
+
+    def __init__(self, value: str, allowed: tuple[str, ...], message: str | None = None) -> None:
+        super().__init__(message or f"unknown value `{value}`")
         self.value = value
         self.allowed = allowed
+        self.message = message
 
 
 def explain(error: ValidationError, study: StudyFile, schema: type[BaseModel]) -> ConfigError:
@@ -44,7 +51,8 @@ def explain(error: ValidationError, study: StudyFile, schema: type[BaseModel]) -
 
 def _unknown_key(detail: ErrorDetails, study: StudyFile, schema: type[BaseModel]) -> ConfigError:
     key = detail["loc"]
-    allowed = sorted({*_section(schema, key[:-1]).model_fields, *(("target",) if len(key) == 1 else ())})
+    fields = set(_section(schema, key[:-1]).model_fields)
+    allowed = sorted(fields | ({"target"} if "targets" in fields else set()))
     return ConfigError(
         f"unknown key `{dotted(key)}`",
         where=study.where(key, detail["input"]),
@@ -70,10 +78,10 @@ def _missing_key(key: KeyPath, study: StudyFile) -> ConfigError:
 def _wrong_value(detail: ErrorDetails, study: StudyFile) -> ConfigError:
     key, value = detail["loc"], detail["input"]
     if unknown := _unknown_value(detail):
-        found, allowed = unknown
+        found, allowed, message = unknown
         name = next(str(part) for part in reversed(key) if isinstance(part, str))
         return ConfigError(
-            f"unknown {name} `{found}`",
+            message or f"unknown {name} `{found}`",
             where=study.where(key, value),
             allowed=", ".join(allowed),
             hint=did_you_mean(found, allowed),
@@ -86,13 +94,13 @@ def _wrong_value(detail: ErrorDetails, study: StudyFile) -> ConfigError:
     )
 
 
-def _unknown_value(detail: ErrorDetails) -> tuple[str, tuple[str, ...]] | None:
-    """(found, allowed) where a value is not in a list of names."""
+def _unknown_value(detail: ErrorDetails) -> tuple[str, tuple[str, ...], str | None] | None:
+    """(found, allowed, message) where a value is not in a list of names."""
     context = detail.get("ctx", {})
     if detail["type"] == "literal_error":
-        return str(detail["input"]), tuple(re.findall(r"'([^']*)'", context["expected"]))
+        return str(detail["input"]), tuple(re.findall(r"'([^']*)'", context["expected"])), None
     cause = context.get("error")
-    return (cause.value, cause.allowed) if isinstance(cause, UnknownValueError) else None
+    return (cause.value, cause.allowed, cause.message) if isinstance(cause, UnknownValueError) else None
 
 
 def _section(schema: type[BaseModel], key: KeyPath) -> type[BaseModel]:

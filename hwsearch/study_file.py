@@ -106,7 +106,7 @@ def read_study_file(path: Path) -> StudyFile:
         ConfigError: it is missing, not YAML or TOML, or says something twice.
     """
     path = path / "study.yaml" if path.is_dir() else path
-    readers = {".yaml": _read_yaml, ".yml": _read_yaml, ".toml": _read_toml}
+    readers = {".yaml": read_yaml, ".yml": read_yaml, ".toml": _read_toml}
     if path.suffix not in readers:
         raise ConfigError(f"not a study file: {path}", allowed="a .yaml or .toml file, or a folder with a study.yaml")
     try:
@@ -126,7 +126,12 @@ def dotted(key: KeyPath) -> str:
     return text
 
 
-def _read_yaml(path: Path, text: str) -> StudyFile:
+def read_yaml(path: Path, text: str) -> StudyFile:
+    """The YAML `text` of the file `path`, which holds a mapping.
+
+    Raises:
+        ConfigError: it is not YAML, no mapping, or says something twice.
+    """
     loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()
@@ -141,7 +146,7 @@ def _read_yaml(path: Path, text: str) -> StudyFile:
         loader.dispose()
     if data is not None and not isinstance(data, dict):
         raise ConfigError(
-            "a study file is a mapping", where=f"{path}:1", allowed="lines such as `model: resnet.py:net`"
+            "the file does not hold a mapping", where=f"{path}:1", allowed="lines such as `key: value`"
         )
     return StudyFile(path, data or {}, places)
 

@@ -190,6 +190,42 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sparsity:
+    """How much of a network a device wants gone: `goal`, a fraction, of its channels, parameters or MACs."""
+
+    metric: Literal["channels", "params", "macs"]
+    goal: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivationRanges:
+    """How a device wants activations calibrated: by which range method, on at most so many images."""
+
+    method: Literal["minmax", "percentile", "entropy", "mse"]
+    images: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roofline:
+    """A device that is not here as three rates: a layer takes the longer of computing and moving data, plus a start.
+
+    Attributes:
+        origin: Where the figures come from, in one line.
+        macs_per_us: Precision -> multiply-accumulates per microsecond.
+        bytes_per_us: To and from memory, which every activation and weight crosses once per layer.
+        layer_us, call_us: To start a layer, and the network.
+        channels_at_once: Channels are rounded up to a multiple of it.
+    """
+
+    origin: str
+    macs_per_us: dict[str, float]
+    bytes_per_us: float
+    layer_us: float
+    call_us: float
+    channels_at_once: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """A device to search for, and what it can do.
 
@@ -205,6 +241,10 @@ class Target:
         needs_isa: Precision -> instruction sets of which the chip needs at least one to run it natively.
         table: Folder of the latency table that describes the device; None where tables are built by measuring.
         options: Settings only this backend knows, such as ``cuda_graph: "off"``.
+        sparsity: What `hwsearch compress` prunes to; None to prune as much as accuracy allows.
+        limits: Of the device; a study's own come before them.
+        ranges: Calibration the device is known to need; None where the study or `hwsearch compress` chooses.
+        roofline: What a table is computed from, for a device that is not here and has no `table`.
     """
 
     name: str
@@ -218,6 +258,10 @@ class Target:
     needs_isa: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     table: str | None = None
     options: dict[str, str] = dataclasses.field(default_factory=dict)
+    sparsity: Sparsity | None = None
+    limits: Limits = Limits()
+    ranges: ActivationRanges | None = None
+    roofline: Roofline | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

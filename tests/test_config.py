@@ -235,7 +235,7 @@ def test_toml_mistakes_have_lines_too(study, lines, where):
         ("model: [", "study.yaml", "not valid YAML"),
         ("model: !!python/object/apply:os.getcwd []", "study.yaml", "not valid YAML"),
         ("a: &a [*a]", "study.yaml", "not valid YAML"),
-        ("- model", "study.yaml", "a study file is a mapping"),
+        ("- model", "study.yaml", "does not hold a mapping"),
         ("model = ", "study.toml", "not valid TOML"),
         ("", "study.txt", "not a study file"),
     ],

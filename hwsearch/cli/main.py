@@ -31,6 +31,7 @@ from hwsearch.cli.reparam import reparam
 from hwsearch.cli.report import report
 from hwsearch.cli.search import search
 from hwsearch.cli.table import app as table
+from hwsearch.cli.targets import targets
 from hwsearch.cli.zoo import zoo
 from hwsearch.errors import ConfigError, HwSearchError
 
@@ -38,7 +39,7 @@ INTERNAL_ERROR = 70
 INTERRUPTED = 130
 
 PANELS = {
-    "Start": (demo, init, zoo, doctor),
+    "Start": (demo, init, zoo, doctor, targets),
     "Search": (check, search),
     "Look": (front, show, compare, report),
     "Deploy": (export, verify, benchmark, reparam),

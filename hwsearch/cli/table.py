@@ -38,10 +38,21 @@ app = typer.Typer(name="table", help="Latency tables: what answers instead of th
 @app.command()
 @verb
 def build(study: StudyPath, *, target: TargetName = None, tables: Root = ROOT, settings: Settings = None) -> None:
-    """Measure the units a study's space can reach, and check the table against whole models."""
+    """Measure the units a study's space can reach, and check the table against whole models.
+
+    For a device described by a roofline, compute them.
+    """
     from hwsearch.latency.build import build_table
+    from hwsearch.latency.roofline import roofline_table
+    from hwsearch.space.profile import TABLE
 
     subject, chosen, space, folder = _prepared(study, target, tables, settings)
+    if chosen.roofline is not None:
+        roofline_table(subject.network, space, chosen, folder)
+        next_step("hwsearch", "table", "show", folder)
+        return
+    if chosen.backend == TABLE:
+        raise ConfigError(f"`{chosen.name}` is not here to be measured", hint="hwsearch table import CSV FOLDER")
     table = build_table(subject.network, space, chosen, folder, _progress)
     _check(table, subject, space, chosen, models=40, plot=None)
     next_step("hwsearch", "table", "show", folder)

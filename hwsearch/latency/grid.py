@@ -75,7 +75,7 @@ def features(kind: Kind, node: Node) -> tuple[float, ...]:
 
     Weights count apart from activations: there is a new set for every layer, while activations stay in the cache.
     """
-    taps, positions, reached = _extent(kind)
+    taps, positions, reached = extent(kind)
     a, b = node
     moved = positions * a + reached * b
     padded_in, padded_out = (VECTOR * ceil(channels / VECTOR) for channels in node)
@@ -92,13 +92,13 @@ def multiplications(counts: Mapping[Column, float]) -> float:
     total = 0.0
     for (kind, (a, b)), count in counts.items():
         if kind.unit in LAYER_KINDS:
-            taps, _, reached = _extent(kind)
+            taps, _, reached = extent(kind)
             total += count * reached * taps * b * (1 if kind.unit == "depthwise" else a)
     return total
 
 
-def _extent(kind: Kind) -> tuple[int, float, float]:
-    """Taps of the window, positions on which it lies, and positions it computes."""
+def extent(kind: Kind) -> tuple[int, float, float]:
+    """Taps of the window (1 if there is none), positions on which it lies, and positions it computes."""
     taps, stride = _window(kind.window)
     positions = prod(float(part) for part in kind.size.split("x"))
     return taps, positions, positions / stride**2

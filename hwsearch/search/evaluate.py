@@ -118,7 +118,7 @@ class Evaluator:
             folder=self.work / "pieces",
         )
         self.judge = Judge(subject.network, subject.splits, subject.metric, self.work)
-        self._seen: dict[str, Observation] = {}
+        self._seen: dict[int, dict[str, Observation]] = {}
         for split in (subject.splits.calibrate, subject.splits.search, subject.splits.report):
             self._save(split.name, "inputs", split.inputs)
             self._save(split.name, "targets", split.targets)
@@ -170,16 +170,28 @@ class Evaluator:
         Raises:
             EvaluationError: a stage failed.
         """
+        return self.judge.divergence(self._tried(candidate, images, QUICK_REFIT_IMAGES))
+
+    def score(self, candidate: Candidate) -> Accuracy:
+        """The study's metric of a candidate on the search split; it is built and judged, not measured, and not kept.
+
+        Raises:
+            EvaluationError: a stage failed.
+        """
+        return self.judge.accuracy(self._tried(candidate, len(self.subject.splits.search), None), "search")
+
+    def _tried(self, candidate: Candidate, images: int, refit_images: int | None) -> NDArray[np.float32]:
+        """Outputs of a candidate on the first examples of the search split."""
         inputs = self.subject.splits.search.inputs[:images]
-        name = f"search{len(inputs)}"
+        name = "search" if len(inputs) == len(self.subject.splits.search) else f"search{len(inputs)}"
         if not self._array(name, "inputs").exists():
             self._save(name, "inputs", inputs)
         folder = self.work / "probe"
-        compressed = self._stitch(candidate, QUICK_REFIT_IMAGES)
+        compressed = self._stitch(candidate, refit_images)
         artifact = self._build(compressed, candidate, folder)
         outputs = self._outputs(artifact, candidate, name)
         shutil.rmtree(folder)
-        return self.judge.divergence(outputs)
+        return outputs
 
     def remember(self, trial: Trial) -> None:
         """Take a finished evaluation into account: the widest baseline becomes the reference of later measurements."""
@@ -311,25 +323,37 @@ class Evaluator:
         integer = next((name for name in compressed.precision.values() if PRECISIONS[name].integer), None)
         if integer is None:
             return {}
+        method = candidate.recipe.get("ranges", self.config.quantize.ranges)
+        bins = bins_for(method)
         model = onnx.load(compressed.path)
         tensors = self._backend.tensors_to_observe(model, compressed.precision)
         if candidate.keep or candidate.dropped:
-            seen = self._observed(compressed, tensors)
+            seen = self._observed(compressed, tensors, bins)
         else:  # the whole network: what one candidate looks at, others will
-            seen = self._seen
+            seen = self._seen.setdefault(bins, {})
             if not seen.keys() >= set(tensors):
                 everywhere = self._backend.tensors_to_observe(model, dict.fromkeys(compressed.precision, integer))
-                seen |= self._observed(compressed, sorted({*tensors, *everywhere}))
-        return ranges({name: seen[name] for name in tensors}, self.config.quantize.ranges)
+                seen |= self._observed(compressed, sorted({*tensors, *everywhere}), bins)
+        return ranges({name: seen[name] for name in tensors}, method)
 
-    def _observed(self, compressed: CompressedModel, tensors: Sequence[str]) -> dict[str, Observation]:
+    def _observed(self, compressed: CompressedModel, tensors: Sequence[str], bins: int) -> dict[str, Observation]:
         return self._builder.observe(
             Path(compressed.path),
             tensors,
-            self._array("calibrate", "inputs"),
-            bins=bins_for(self.config.quantize.ranges),
+            self._calibration(),
+            bins=bins,
             timeout_s=self._timeout,
         )
+
+    def _calibration(self) -> Path:
+        """What activations are observed on: the calibration split, or as many of its images as the target asks for."""
+        inputs, asked = self.subject.splits.calibrate.inputs, self.target.ranges
+        if asked is None or asked.images >= len(inputs):
+            return self._array("calibrate", "inputs")
+        name = f"calibrate{asked.images}"
+        if not self._array(name, "inputs").exists():
+            self._save(name, "inputs", inputs[: asked.images])
+        return self._array(name, "inputs")
 
     def _outputs(self, artifact: Artifact, candidate: Candidate, inputs: str) -> NDArray[np.float32]:
         """What a built artifact answers to the saved inputs of that name."""

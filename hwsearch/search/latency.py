@@ -17,12 +17,13 @@ from hwsearch.errors import ConfigError
 from hwsearch.latency.build import target_device
 from hwsearch.latency.files import Manifest
 from hwsearch.latency.predictor import Predictor
+from hwsearch.latency.roofline import roofline_table
 from hwsearch.latency.table import LatencyTable, table_folder
 from hwsearch.model.graph import Network
 from hwsearch.search.front import costs_of
 from hwsearch.search.run import LATENCY_FILE
 from hwsearch.store import write_json
-from hwsearch.types import Accuracy, Artifact, Candidate, Latency, Success, Target, Trial
+from hwsearch.types import Accuracy, Artifact, Candidate, Latency, SearchSpace, Success, Target, Trial
 
 Models = Mapping[str, tuple[Artifact, Candidate]]
 Measure = Callable[[Models], dict[str, Latency]]
@@ -166,6 +167,12 @@ def _quality(manifest: Manifest) -> str:
     if manifest.check is None:
         return f"{manifest.source}, not checked"
     return f"mean error {manifest.check.mape_pct:.1f} % on {manifest.check.models} models"
+
+
+def compute_table(network: Network, space: SearchSpace, target: Target, config: StudyConfig) -> None:
+    """Compute the table of a target that is described by a roofline, where the study will look for it."""
+    if target.roofline is not None:
+        roofline_table(network, space, target, table_path(target, config))
 
 
 def table_path(target: Target, config: StudyConfig) -> Path:

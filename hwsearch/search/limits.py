@@ -22,7 +22,7 @@ def constraints(outcome: Success | Failure, config: StudyConfig, yardstick: Accu
     if limits.size_mb is not None:
         found["size_mb"] = outcome.artifact.size_bytes / 1e6 - limits.size_mb
     if limits.accuracy_drop_points is not None and yardstick is not None:
-        found["accuracy_drop_points"] = _drop_points(outcome.accuracy, yardstick) - limits.accuracy_drop_points
+        found["accuracy_drop_points"] = drop_points(outcome.accuracy, yardstick) - limits.accuracy_drop_points
     return found
 
 
@@ -41,6 +41,7 @@ def corner(trials: Sequence[Trial], config: StudyConfig) -> tuple[float, float] 
     return worst, min(latency, config.limits.latency_ms or latency)
 
 
-def _drop_points(accuracy: Accuracy, yardstick: Accuracy) -> float:
+def drop_points(accuracy: Accuracy, yardstick: Accuracy) -> float:
+    """How much worse one accuracy is than another, in points."""
     loss = yardstick.value - accuracy.value
     return 100 * (loss if accuracy.higher_is_better else -loss)

@@ -89,6 +89,17 @@ def _stalled(search: Search, first: int) -> bool:
     return len(trials) - first >= (patience or 0) and stalled(trials, corner(trials, config), patience)
 
 
+def evaluated(search: Search, candidate: Candidate) -> Trial:
+    """The evaluation of one candidate of the caller's choice; made now, unless there is one already."""
+    known = _known(search.trials, candidate)
+    if known is None:
+        enqueue(search.study, candidate, {})
+    while known is None:  # what an interrupted search left queued comes first
+        _step(search)
+        known = _known(search.trials, candidate)
+    return known
+
+
 def _step(search: Search) -> bool:
     """Ask for one candidate and record its evaluation; False if it was known already."""
     running = search.study.ask()

@@ -14,7 +14,7 @@ from torch import nn
 
 from hwsearch.backends.base import get_backend
 from hwsearch.config import StudyConfig
-from hwsearch.errors import BackendUnavailableError
+from hwsearch.errors import BackendUnavailableError, ConfigError
 from hwsearch.latency.build import target_device
 from hwsearch.model.data import Splits, check_inputs, check_labels, load_splits
 from hwsearch.model.graph import trace
@@ -24,9 +24,10 @@ from hwsearch.reparam.guard import bounded, inspect
 from hwsearch.reparam.recipe import retrained
 from hwsearch.search.evaluate import Subject
 from hwsearch.search.run import Identity
+from hwsearch.space.profile import TABLE
 from hwsearch.space.space import build_space, dimensions, log10_size
 from hwsearch.space.target import load_target
-from hwsearch.types import SearchSpace, Target
+from hwsearch.types import SearchSpace, Target, to_json
 
 REPORTED = ("hwsearch", "torch", "onnx", "optuna", "onnxruntime", "openvino", "numpy")
 
@@ -92,7 +93,23 @@ def ready_target(name: str, config: StudyConfig) -> Target:
     available = get_backend(target.backend).availability()
     if not available.ok:
         raise BackendUnavailableError(f"target `{name}` cannot run here: {available.problem}", hint=available.install)
+    if target.backend == TABLE and target.table is None and target.roofline is None:
+        raise ConfigError(
+            f"target `{name}` is known by a latency table alone, and names none",
+            hint=f"hwsearch table import CSV FOLDER --target {name} --origin TEXT; then `table: FOLDER` in its file",
+        )
     return target
+
+
+def for_target(config: StudyConfig, target: Target) -> StudyConfig:
+    """The study as it is on one target: what it leaves open is as the target says."""
+    own = {name: value for name, value in to_json(target.limits).items() if value is not None}
+    left_open = {name: value for name, value in own.items() if getattr(config.limits, name) is None}
+    limits = config.limits.model_copy(update=left_open)
+    quantize = config.quantize
+    if target.ranges is not None and "ranges" not in quantize.model_fields_set:
+        quantize = quantize.model_copy(update={"ranges": target.ranges.method})
+    return config.model_copy(update={"limits": limits, "quantize": quantize})
 
 
 def space_for(subject: Subject, target: Target, config: StudyConfig) -> SearchSpace:

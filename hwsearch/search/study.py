@@ -11,20 +11,15 @@ from hwsearch.config import StudyConfig
 from hwsearch.errors import ConfigError, SearchFailedError, did_you_mean
 from hwsearch.model.data import Splits
 from hwsearch.model.metric import Metric
-from hwsearch.search import storage
-from hwsearch.search.evaluate import Evaluator, Subject
 from hwsearch.search.finalists import finalise
-from hwsearch.search.folder import claim, locked
-from hwsearch.search.guidance import Guidance, foresee
+from hwsearch.search.guidance import foresee
 from hwsearch.search.guided import GuidedProposer
-from hwsearch.search.latency import record_explanation
-from hwsearch.search.loop import Search, run_baselines, run_loop, tell
+from hwsearch.search.loop import run_loop, tell
 from hwsearch.search.predictions import write_predictions
-from hwsearch.search.prepare import identity, load_subject, ready_target, space_for
+from hwsearch.search.prepare import load_subject, ready_target
 from hwsearch.search.progress import Progress, Watcher, silent
-from hwsearch.search.proposals import LayerProposer, Proposer
-from hwsearch.search.run import Identity, Run, storage_url
-from hwsearch.search.samplers import make_sampler
+from hwsearch.search.run import Run
+from hwsearch.search.session import Session, opened
 from hwsearch.types import Failure, Success, Trial
 
 
@@ -72,69 +67,26 @@ def run_study(
     )
     runs = []
     for name in targets:
-        space = space_for(subject, ready[name], config)
-        wanted = identity(subject, ready[name], space, config)
         folder = out / Path(name).stem
-        with locked(folder), storage.failures_explained(storage_url(config, folder)):
-            _search_target(config, subject, wanted, folder, extend, progress, stop)
+        with opened(config, subject, ready[name], folder, watch=progress, stop=stop, extend=extend) as session:
+            _search_target(session)
         runs.append(Run.open(folder))
         if stop.is_set():
             break
     return runs
 
 
-def _search_target(
-    config: StudyConfig,
-    subject: Subject,
-    wanted: Identity,
-    folder: Path,
-    extend: int | None,
-    progress: Watcher,
-    stop: threading.Event,
-) -> None:
-    owner, study_name = claim(folder, wanted, config)
-    study = storage.open_study(
-        storage_url(config, folder),
-        study_name,
-        objectives=config.objectives,
-        higher_is_better=subject.metric.higher_is_better,
-        sampler=make_sampler(config.search.sampler, config.search.seed),
-    )
-    storage.reclaim(study, owner)
-    finished = len(storage.read_trials(study))
-    if finished:  # a sampler restarted with its first seed would propose its first candidates again
-        study.sampler = make_sampler(config.search.sampler, config.search.seed + finished)
-    with Evaluator(subject, wanted.target, config, folder) as evaluator:
-        total = finished + extend if extend is not None else config.search.evaluations
-        seed = config.search.seed
-        layers = LayerProposer(study, wanted.space, wanted.source, seed=seed, budget=total)
-        proposer: Proposer = layers
-        if config.search.sampler == "guided":
-            guidance = Guidance(evaluator, wanted, config, folder, watch=progress, stop=stop)
-            proposer = GuidedProposer(study, layers, guidance, limit_ms=config.limits.latency_ms, seed=seed)
-        search = Search(
-            config=config,
-            identity=wanted,
-            study=study,
-            evaluator=evaluator,
-            proposer=proposer,
-            owner=owner,
-            watch=progress,
-            stop=stop,
-            total=total,
-        )
-        for trial in search.trials:
-            evaluator.remember(trial)
-        tell(search, "latency", record_explanation(evaluator.latency, folder))
-        run_baselines(search)
-        ended = run_loop(search)
-        if not any(isinstance(trial.outcome, Success) for trial in search.trials):
-            raise _all_failed(search.trials)
-        if isinstance(proposer, GuidedProposer) and proposer.ready:
-            write_predictions(folder, foresee(proposer, wanted, search.trials, seed=seed))
-        if not stop.is_set():
-            tell(search, "finalists", "measuring the finalists together")
-            finalise(folder, search.trials, evaluator, wanted)
+def _search_target(session: Session) -> None:
+    search, proposer = session.search, session.search.proposer
+    ended = run_loop(search)
+    if not any(isinstance(trial.outcome, Success) for trial in search.trials):
+        raise _all_failed(search.trials)
+    if isinstance(proposer, GuidedProposer) and proposer.ready:
+        seed = search.config.search.seed
+        write_predictions(session.folder, foresee(proposer, session.identity, search.trials, seed=seed))
+    if not search.stop.is_set():
+        tell(search, "finalists", "measuring the finalists together")
+        finalise(session.folder, search.trials, session.evaluator, session.identity)
     tell(search, "done", ended)
 
 

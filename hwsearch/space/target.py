@@ -7,10 +7,9 @@ from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 
-import yaml
-
 from hwsearch.errors import ConfigError, did_you_mean
-from hwsearch.types import PRECISIONS, Target, from_json
+from hwsearch.space.profile import parse_target
+from hwsearch.types import PRECISIONS, Target
 
 
 def target_names() -> list[str]:
@@ -30,13 +29,8 @@ def load_target(name: str, *, threads: int | None = None, batch: int | None = No
     Raises:
         ConfigError: no such target, or its file is malformed.
     """
-    text = _read(name)
-    try:
-        data = yaml.safe_load(text)
-        target = _with_own_table(from_json(Target, {"name": Path(name).stem, **data}), Path(name).parent)
-    except (yaml.YAMLError, TypeError, ValueError, KeyError) as error:
-        raise ConfigError(f"target `{name}` is malformed", where=str(error)) from error
-    _check(target)
+    text, path = _read(name)
+    target = _with_own_table(parse_target(text, path), Path(name).parent)
     return dataclasses.replace(target, threads=threads or target.threads, batch=batch or target.batch)
 
 
@@ -61,6 +55,12 @@ def native_patterns(target: Target, op: str, isa: Iterable[str]) -> tuple[str, .
     return tuple(name for name in capability.patterns if _native(target, name, present)) if capability else ()
 
 
+def skipped_patterns(target: Target, isa: Iterable[str]) -> tuple[str, ...]:
+    """Patterns that such a chip skips in layers of some kind."""
+    isa = tuple(isa)
+    return tuple(dict.fromkeys(name for op in target.ops for name in native_patterns(target, op, isa)))
+
+
 def _with_own_table(target: Target, folder: Path) -> Target:
     """The target with the path of its table, which its file gives relative to itself, made absolute."""
     return target if target.table is None else dataclasses.replace(target, table=str((folder / target.table).resolve()))
@@ -71,34 +71,15 @@ def _native(target: Target, name: str, isa: set[str]) -> bool:
     return not needed or bool(isa.intersection(needed))
 
 
-def _read(name: str) -> str:
+def _read(name: str) -> tuple[str, Path]:
+    """Text and path of a target file."""
     if name.endswith((".yaml", ".yml")):
         try:
-            return Path(name).read_text()
+            return Path(name).read_text(), Path(name)
         except OSError as error:
             raise ConfigError(f"cannot read target file {name}: {error.strerror}") from error
     if name not in target_names():
         raise ConfigError(
             f"unknown target `{name}`", allowed=", ".join(target_names()), hint=did_you_mean(name, target_names())
         )
-    return (resources.files("hwsearch.space") / "targets" / f"{name}.yaml").read_text()
-
-
-def _check(target: Target) -> None:
-    for op, capability in target.ops.items():
-        for precision in (*capability.accepts, *capability.accelerates):
-            if precision not in PRECISIONS:
-                raise ConfigError(
-                    f"target `{target.name}` names an unknown precision `{precision}` for `{op}`",
-                    allowed=", ".join(PRECISIONS),
-                )
-        beyond = set(capability.accelerates) - set(capability.accepts)
-        if beyond:
-            raise ConfigError(
-                f"target `{target.name}` accelerates {', '.join(sorted(beyond))} for `{op}` without accepting it"
-            )
-    if target.granularity < 1 or not 0 < target.min_keep <= 1:
-        raise ConfigError(
-            f"target `{target.name}`: granularity must be at least 1 and min_keep in (0, 1]",
-            where=f"granularity = {target.granularity}, min_keep = {target.min_keep}",
-        )
+    return (resources.files("hwsearch.space") / "targets" / f"{name}.yaml").read_text(), Path(f"{name}.yaml")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
-from math import ceil, prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,22 +23,26 @@ from hwsearch.latency.build import target_device
 from hwsearch.latency.design import Drawer, reachable_axes
 from hwsearch.latency.files import COLUMNS
 from hwsearch.latency.grid import Axes
-from hwsearch.latency.kernels import CALL, Kind, Node
+from hwsearch.latency.kernels import Kind
 from hwsearch.latency.network import NetworkUnits, integer_flow
+from hwsearch.latency.roofline import roofline_us
 from hwsearch.latency.table import import_table
 from hwsearch.model.graph import trace
 from hwsearch.space.space import build_space
 from hwsearch.space.target import load_target
-from hwsearch.types import PRECISIONS
+from hwsearch.types import Roofline
 from hwsearch.zoo.resnet import resnet20
 
 FOLDER = Path(__file__).parents[3] / "latency_tables" / "example-edge-asic"
-MACS_PER_US = {"fp32": 8 * 500, "int8": 256 * 500, "int4": 512 * 500, "int2": 1024 * 500}
-BYTES_PER_US = 4000
-LAYER_US, CALL_US = 2.0, 20.0
-CHANNELS_AT_ONCE = 16
 CANDIDATES = 1000  # enough to meet every kind of unit
-ORIGIN = "roofline of an imagined accelerator, computed by studies/benchmarks/latency/edge_asic.py; nothing measured"
+EDGE = Roofline(
+    origin="roofline of an imagined accelerator, computed by studies/benchmarks/latency/edge_asic.py; nothing measured",
+    macs_per_us={"fp32": 8 * 500, "int8": 256 * 500, "int4": 512 * 500, "int2": 1024 * 500},
+    bytes_per_us=4000,
+    layer_us=2.0,
+    call_us=20.0,
+    channels_at_once=16,
+)
 
 
 def main() -> None:
@@ -53,7 +56,7 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "roofline.csv"
         write_csv(path, axes)
-        table = import_table(path, FOLDER, target_device(target), batch=1, source="modelled", origin=ORIGIN)
+        table = import_table(path, FOLDER, target_device(target), batch=1, source="modelled", origin=EDGE.origin)
     print(f"{sum(map(len, table.entries.values()))} entries in {FOLDER}")
 
 
@@ -65,25 +68,7 @@ def write_csv(path: Path, axes: Mapping[Kind, Axes]) -> None:
         for kind in axes:
             for node in axes[kind].nodes():
                 fields = (kind.unit, kind.window, kind.size, kind.precision)
-                writer.writerow([*fields, *node, f"{latency_us(kind, node):.4g}"])
-
-
-def latency_us(kind: Kind, node: Node) -> float:
-    """What the roofline gives one unit."""
-    if kind == CALL:
-        return CALL_US
-    inputs, outputs = node
-    pixels = prod(float(side) for side in kind.size.split("x"))
-    bits = PRECISIONS[kind.precision].act_bits
-    if kind.unit not in ("conv", "linear"):
-        return (LAYER_US if kind.unit[0].isupper() else 0.0) + pixels * (inputs + outputs) * bits / 8 / BYTES_PER_US
-    kernel, _, stride = kind.window.partition("/")
-    taps = prod(int(side) for side in kernel.split("x")) if kernel else 1
-    reached = pixels / int(stride or 1) ** 2
-    padded = [CHANNELS_AT_ONCE * ceil(c / CHANNELS_AT_ONCE) for c in node]
-    compute = reached * taps * padded[0] * padded[1] / MACS_PER_US[kind.precision]
-    moved = (pixels * inputs + reached * outputs + taps * inputs * outputs) * bits / 8
-    return LAYER_US + max(compute, moved / BYTES_PER_US)
+                writer.writerow([*fields, *node, f"{roofline_us(EDGE, kind, node):.4g}"])
 
 
 if __name__ == "__main__":
