@@ -12,6 +12,7 @@ from hwsearch.cli.front import speed_up
 from hwsearch.cli.output import flags, next_step, note, print_facts, print_json, print_table, print_text
 from hwsearch.cli.verb import RunPath, TargetName, verb
 from hwsearch.errors import ConfigError
+from hwsearch.patterns import TWO_FOUR, share_of_zeros
 from hwsearch.space.space import uniform
 from hwsearch.types import Candidate, FrontPoint, Latency, LayerTime, PruneGroup, SourceModel, Success, Trial, to_json
 
@@ -123,7 +124,9 @@ def _facts(run: Run, trial: Trial) -> dict[str, str]:
         "in this run": run.latency_explanation,
         "vs fp32": speed_up(point, run.points()) if point else "",
         "size MB": f"{outcome.artifact.size_bytes / 1e6:.3f}",
+        **({"packed MB": f"{outcome.packed_bytes / 1e6:.3f}"} if outcome.packed_bytes is not None else {}),
         "params": f"{outcome.params:,}",
+        **({"zeros": f"{1 - outcome.nonzero / outcome.params:.1%} of params"} if trial.candidate.pattern else {}),
         "macs": f"{outcome.macs:,}",
         "on the front": "yes" if point and point.on_front else "no",
         "tied with": ", ".join(point.tied_with) if point else "",
@@ -143,8 +146,14 @@ def _choices(source: SourceModel, candidate: Candidate) -> dict[str, str]:
             for g in source.groups
         }
         | {f"precision {layer.name}": candidate.precision.get(layer.name, "dropped") for layer in source.layers}
+        | {f"zeros {layer}": _zeros(pattern) for layer, pattern in candidate.pattern.items()}
         | candidate.recipe
     )
+
+
+def _zeros(pattern: str) -> str:
+    share = f"{share_of_zeros(pattern):.0%}"
+    return f"{pattern}, {share} of its weights" if pattern == TWO_FOUR else f"{share} of its weights"
 
 
 def _kept(group: PruneGroup, candidate: Candidate) -> str:

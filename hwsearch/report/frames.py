@@ -178,7 +178,7 @@ def _evaluation(
         "violations": broken,
         "search_accuracy": found.accuracy.value,
         "search_latency_ms": found.latency.best_ms,
-        "size_bytes": found.artifact.size_bytes,
+        "size_bytes": found.size_bytes,
         "params": found.params,
         "macs": found.macs,
         "macs_ratio": found.macs / max(1, sum(layer.macs for layer in run.source.layers)),

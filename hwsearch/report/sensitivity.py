@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from hwsearch.patterns import share_of_zeros
 from hwsearch.report import style
 from hwsearch.report.layer_maps import heat_map_frame
 from hwsearch.search.effects import EVERYWHERE, Effect, Sensitivity
@@ -92,6 +93,9 @@ def _described(effect: Effect, widths: Mapping[str, int]) -> tuple[str, str, str
         row, mark, choice = DROPPED, "", f"branch {effect.name} dropped"
     elif effect.kind == "precision":
         row, mark, choice = str(effect.value), "", f"{effect.name} in {effect.value}"
+    elif effect.kind == "pattern":
+        row, mark = f"zeros: {effect.value}", ""
+        choice = f"{effect.name} with zeros {effect.value} ({share_of_zeros(str(effect.value)):.0%} of its weights)"
     else:
         full = widths[effect.name]
         row, mark = f"{int(effect.value) / full:.0%} of the channels", str(effect.value)
@@ -102,9 +106,11 @@ def _described(effect: Effect, widths: Mapping[str, int]) -> tuple[str, str, str
 
 
 def _order(row: str) -> tuple[int, float, str]:
-    """Branches on top, then channels from few to many, then precisions from narrow to wide."""
+    """Branches on top, then channels from few to many, precisions from narrow to wide, and patterns of zeros."""
     if row in PRECISIONS:
         return 2, PRECISIONS[row].weight_bits, row
+    if row.startswith("zeros: "):
+        return 3, -share_of_zeros(row.removeprefix("zeros: ")), row
     return (0, 0.0, row) if row == DROPPED else (1, float(row.partition("%")[0]), row)
 
 

@@ -46,6 +46,8 @@ def changes(space: SearchSpace, source: SourceModel) -> list[Change]:
         narrower = space.precisions[layer][:-1]
         integers = [name for name in narrower if PRECISIONS[name].integer]
         found += [("precision", layer, name, f"precision:{layer}", i) for i, name in enumerate(integers)]
+        patterns = enumerate(space.patterns.get(layer, ()))
+        found += [("pattern", layer, name, f"pattern:{layer}", i) for i, name in patterns]
     floats = enumerate(space.float_precisions[:-1])
     found += [("precision", EVERYWHERE, name, "float", i) for i, name in floats]
     return [Change(kind, name, value, decode(space, source, {key: i})) for kind, name, value, key, i in found]

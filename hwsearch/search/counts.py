@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hwsearch.latency.kernels import Width
+from hwsearch.patterns import DENSE, packed_bits
 from hwsearch.search.problem import Floats, Integers
 from hwsearch.types import PRECISIONS, LayerInfo, SourceModel
 
@@ -35,11 +36,14 @@ class LayerCounts:
         """Multiply-accumulates for one example at some channel counts."""
         return self.positions * self.taps * outputs * (1 if self.op == "depthwise" else inputs)
 
-    def size_bytes(self, keep: Mapping[str, Integers], precision: str) -> Floats:
-        """Size of weights and bias for arrays of channels left of every prune group (arrays that broadcast)."""
+    def size_bytes(self, keep: Mapping[str, Integers], precision: str, pattern: str = DENSE) -> Floats:
+        """Size of weights and bias for arrays of channels left of every prune group (arrays that broadcast).
+
+        Zeros by a pattern are counted as a packed file holds them.
+        """
         inputs, outputs = _channels(self.inputs, keep), _channels(self.outputs, keep)
         weights = self.taps * outputs * (1 if self.op == "depthwise" else inputs)
-        return (weights * PRECISIONS[precision].weight_bits + outputs * BIAS_BITS) / 8
+        return (weights * packed_bits(PRECISIONS[precision].weight_bits, pattern) + outputs * BIAS_BITS) / 8
 
 
 def layer_counts(source: SourceModel) -> dict[str, LayerCounts]:

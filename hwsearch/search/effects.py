@@ -15,7 +15,7 @@ from hwsearch.errors import ConfigError, did_you_mean
 from hwsearch.store import read_json, write_json
 from hwsearch.types import SCHEMA_VERSION, from_json, to_json
 
-Kind = Literal["keep", "drop", "precision"]
+Kind = Literal["keep", "drop", "precision", "pattern"]
 Value = int | str
 Method = Literal["measured", "fisher"]
 
@@ -30,9 +30,9 @@ class Effect:
     """What one choice alone does to the network, after repair.
 
     Attributes:
-        kind: ``keep`` (of a prune group), ``drop`` (of a branch) or ``precision`` (of a layer).
+        kind: ``keep`` (of a prune group), ``drop`` (of a branch), ``precision`` or ``pattern`` of zeros (of a layer).
         name: Group, branch or layer.
-        value: Channels kept, 1 for dropped, or a precision's name.
+        value: Channels kept, 1 for dropped, or the name of a precision or pattern.
         loss: Divergence from the original's outputs; 0 for the choice that changes nothing, infinite if it failed.
         sigma: Standard error of `loss`.
         problem: Why it failed.

@@ -12,6 +12,7 @@ import dataclasses
 import os
 import shutil
 import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -273,6 +274,7 @@ class Evaluator:
             params=compressed.params,
             nonzero=compressed.nonzero,
             macs=compressed.macs,
+            packed_bytes=packed_bytes(self.located(artifact)) if self.config.space.sparsity else None,
         )
 
     def _screened(self, artifact: Artifact, candidate: Candidate, baseline: bool) -> Accuracy:
@@ -327,7 +329,7 @@ class Evaluator:
         bins = bins_for(method)
         model = onnx.load(compressed.path)
         tensors = self._backend.tensors_to_observe(model, compressed.precision)
-        if candidate.keep or candidate.dropped:
+        if not candidate.complete:
             seen = self._observed(compressed, tensors, bins)
         else:  # the whole network: what one candidate looks at, others will
             seen = self._seen.setdefault(bins, {})
@@ -393,6 +395,11 @@ class Evaluator:
 
 def _all_cores() -> int:
     return len(usable_cores()) or os.cpu_count() or 1
+
+
+def packed_bytes(artifact: Artifact) -> int:
+    """Size of an artifact's files, each deflated as a zip file or an application package holds it."""
+    return sum(len(zlib.compress(Path(file).read_bytes())) for file in artifact.files)
 
 
 def _relative(path: str, folder: Path) -> str:

@@ -84,7 +84,7 @@ def assemble(
                 baseline=trial.baseline,
                 accuracy=accuracies[key],
                 latency=latencies[key],
-                size_bytes=trial.outcome.artifact.size_bytes,
+                size_bytes=trial.outcome.size_bytes,
                 params=trial.outcome.params,
                 macs=trial.outcome.macs,
                 on_front=False,

@@ -10,6 +10,7 @@ import numpy as np
 
 from hwsearch.config import StudyConfig
 from hwsearch.latency.table import LatencyTable
+from hwsearch.patterns import DENSE
 from hwsearch.search.counts import layer_counts
 from hwsearch.search.evaluate import Evaluator
 from hwsearch.search.guided import GuidedProposer
@@ -24,9 +25,13 @@ from hwsearch.search.proxy import ProxyPredictor
 from hwsearch.search.run import Identity
 from hwsearch.search.sensitivity import measure_sensitivities
 from hwsearch.space.space import decode, dimensions
+from hwsearch.space.target import skipped_patterns
 from hwsearch.types import Candidate, Success, Trial
 
 RANDOM = 200
+
+LEAN, EVERY = (0.6, 0.3, 0.1, 0.0), 3
+"""Where size is an objective, every third proposal has sparse weights: between the sparsest and dense ones."""
 
 
 class Guidance:
@@ -83,16 +88,31 @@ class Guidance:
         """The size limit as one on weights and biases: less what files have been larger than those."""
         if self._config.limits.size_mb is None:
             return {}
-        built = [(t.candidate, t.outcome.artifact.size_bytes) for t in trials if isinstance(t.outcome, Success)]
+        built = [(t.candidate, t.outcome.size_bytes) for t in trials if isinstance(t.outcome, Success)]
         beside = max((size - self._weights_bytes(candidate) for candidate, size in built), default=0.0)
         return {SIZE: 1e6 * self._config.limits.size_mb - beside}
+
+    def lean(self, trials: Sequence[Trial]) -> dict[str, float]:
+        """A limit on weights below what dense ones take, each time another; empty unless it is the turn of sparse ones.
+
+        Zeros that the device does not skip are worth nothing at a given latency, so that no other proposal has any.
+        """
+        source, space = self._identity.source, self._identity.space
+        turn, rest = divmod(sum(trial.baseline is None for trial in trials), EVERY)
+        if "size" not in self._config.objectives or not space.patterns or rest != EVERY - 1:
+            return {}
+        narrow = {d.name: 0 for d in dimensions(space) if d.name.startswith("precision:")}
+        zeros = {d.name: 0 for d in dimensions(space) if d.name.startswith("pattern:")}
+        dense, sparse = (self._weights_bytes(decode(space, source, narrow | chosen)) for chosen in ({}, zeros))
+        return self.limits(trials) | {SIZE: 1.001 * sparse + LEAN[turn % len(LEAN)] * (dense - sparse)}
 
     def _weights_bytes(self, candidate: Candidate) -> float:
         source = self._identity.source
         left = {group.name: group.channels for group in source.groups} | candidate.keep
         keep = {group: np.array(channels) for group, channels in left.items()}
         counts = layer_counts(source)
-        return sum(float(counts[layer].size_bytes(keep, name)) for layer, name in candidate.precision.items())
+        formats = [(layer, name, candidate.pattern.get(layer, DENSE)) for layer, name in candidate.precision.items()]
+        return sum(float(counts[layer].size_bytes(keep, *format_)) for layer, *format_ in formats)
 
     def _prices(self, trials: Sequence[Trial]) -> PriceList:
         """From the latency table, or from what was measured so far where there is none."""
@@ -100,7 +120,7 @@ class Guidance:
         if predictor is not None:
             table = LatencyTable.open(table_path(target, self._config), self._identity.device)
             return table_prices(table, self._evaluator.subject.network, target, predictor)
-        self._proxy = ProxyPredictor(self._identity.source)
+        self._proxy = ProxyPredictor(self._identity.source, skipped_patterns(target, self._identity.device.isa))
         self._teach(trials)
         return self._proxy.listed()
 

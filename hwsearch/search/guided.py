@@ -53,6 +53,9 @@ class Guides(Protocol):
     def limits(self, trials: Sequence[Trial]) -> dict[str, float]:
         """What the solver's models may use beside time, by resource."""
 
+    def lean(self, trials: Sequence[Trial]) -> dict[str, float]:
+        """Limits within which the next proposal is to be the most accurate, whatever its latency; mostly empty."""
+
     def predict(self, candidate: Candidate) -> tuple[float, float]:
         """Latency of a whole candidate and its standard error, in ms."""
 
@@ -114,13 +117,23 @@ class GuidedProposer:
             return
         expected = self.expectation(trials)
         self._useful = _useful(expected, corner)
-        if samplers_turn:
+        lean = self.guidance.lean(trials)
+        if samplers_turn or (lean and self._queue_lean(expected.chart.weights, lean, trials)):
             return
         for row in self._rows(expected, trials, corner):
             candidate = expected.chart.candidate(row)
             if not _evaluated(candidate, trials):
                 self._enqueue(candidate, expected.chart, row)
                 return
+
+    def _queue_lean(self, weights: Floats, limits: dict[str, float], trials: Sequence[Trial]) -> bool:
+        """Queue the most accurate model expected within limits, unless it is known."""
+        chart = self.pricing.chart(weights, limits)
+        candidate = chart.candidate(len(chart) - 1)
+        if _evaluated(candidate, trials):
+            return False
+        self._enqueue(candidate, chart, len(chart) - 1)
+        return True
 
     def _rows(self, expected: Expectation, trials: Sequence[Trial], corner: tuple[float, float]) -> Iterator[int]:
         """Rows of the chart in the order in which they are worth evaluating."""

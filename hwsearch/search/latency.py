@@ -22,6 +22,7 @@ from hwsearch.latency.table import LatencyTable, table_folder
 from hwsearch.model.graph import Network
 from hwsearch.search.front import costs_of
 from hwsearch.search.run import LATENCY_FILE
+from hwsearch.space.target import skipped_patterns
 from hwsearch.store import write_json
 from hwsearch.types import Accuracy, Artifact, Candidate, Latency, SearchSpace, Success, Target, Trial
 
@@ -137,6 +138,10 @@ def latency_source(network: Network, target: Target, config: StudyConfig, measur
         ConfigError: ``table`` was asked for, or the target is nothing but a table, and the table cannot be used.
     """
     only_table = target.backend == "table"
+    skipped = [name for name in skipped_patterns(target, target_device(target).isa) if _wanted(name, config)]
+    if skipped and config.latency == "auto" and not only_table:
+        reason = f"tables know nothing of {', '.join(skipped)}; `space.sparsity: []` leaves it out"
+        return LatencySource(measure=measure, batch=target.batch, reason=reason)
     if config.latency == "measure" and not only_table:
         return LatencySource(measure=measure, batch=target.batch, reason="the study asks for measurements")
     try:
@@ -161,6 +166,10 @@ def record_explanation(source: LatencySource, folder: Path) -> str:
     """Keep in the run folder where its latencies come from; the same in words."""
     write_json(folder / LATENCY_FILE, {"explanation": source.explanation})
     return source.explanation
+
+
+def _wanted(pattern: str, config: StudyConfig) -> bool:
+    return config.space.sparsity is None or pattern in config.space.sparsity
 
 
 def _quality(manifest: Manifest) -> str:

@@ -20,7 +20,7 @@ def constraints(outcome: Success | Failure, config: StudyConfig, yardstick: Accu
     if limits.latency_ms is not None:
         found["latency_ms"] = outcome.latency.best_ms - limits.latency_ms
     if limits.size_mb is not None:
-        found["size_mb"] = outcome.artifact.size_bytes / 1e6 - limits.size_mb
+        found["size_mb"] = outcome.size_bytes / 1e6 - limits.size_mb
     if limits.accuracy_drop_points is not None and yardstick is not None:
         found["accuracy_drop_points"] = drop_points(outcome.accuracy, yardstick) - limits.accuracy_drop_points
     return found

@@ -11,7 +11,7 @@ import numpy as np
 from hwsearch.search.counts import LayerCounts
 from hwsearch.search.prices import Prices, groups_in, groups_of, in_format
 from hwsearch.search.problem import Floats, Integers, Term, aligned
-from hwsearch.search.segments import FLOAT, Names, Option, Segment
+from hwsearch.search.segments import FLOAT, Names, Option, Segment, resolved
 from hwsearch.search.transitions import Transition, Units
 
 LATENCY, SIZE = "latency_ms", "size_bytes"
@@ -164,9 +164,9 @@ class PieceBuilder:
         keep |= {group: aligned(np.array(self.widths[group]), (group,), axes) for group in axes}
 
         def size(formats: Formats) -> Floats:
-            names = [float_format if name == FLOAT else name for name in formats or ()]
-            layers = zip(segment.layers, names, strict=False)
-            return sum((self.sizes[layer].size_bytes(keep, name) for layer, name in layers), np.zeros(shape))
+            chosen = (resolved(name, float_format) for name in formats or ())
+            layers = zip(segment.layers, chosen, strict=False)
+            return sum((self.sizes[layer].size_bytes(keep, *format_) for layer, format_ in layers), np.zeros(shape))
 
         return size
 

@@ -26,7 +26,7 @@ from hwsearch.search.evaluate import Subject
 from hwsearch.search.run import Identity
 from hwsearch.space.profile import TABLE
 from hwsearch.space.space import build_space, dimensions, log10_size
-from hwsearch.space.target import load_target
+from hwsearch.space.target import load_target, skipped_patterns
 from hwsearch.types import SearchSpace, Target, to_json
 
 REPORTED = ("hwsearch", "torch", "onnx", "optuna", "onnxruntime", "openvino", "numpy")
@@ -113,11 +113,27 @@ def for_target(config: StudyConfig, target: Target) -> StudyConfig:
 
 
 def space_for(subject: Subject, target: Target, config: StudyConfig) -> SearchSpace:
-    """What may be chosen for this subject on this target's chip."""
+    """What may be chosen for this subject on this target's chip.
+
+    Raises:
+        ConfigError: the study asks for what gains nothing on this target.
+    """
+    _check_zeros(target, config)
     space = build_space(subject.network.source, target, config.space, target_device(target).isa)
     if config.reparam is None or not config.reparam.guard:
         return space
     return bounded(space, inspect(subject.network))
+
+
+def _check_zeros(target: Target, config: StudyConfig) -> None:
+    """Refuse patterns of zeros that make nothing faster where size does not count."""
+    idle = sorted(set(config.space.sparsity or ()) - set(skipped_patterns(target, target_device(target).isa)))
+    if idle and "size" not in config.objectives and config.limits.size_mb is None:
+        raise ConfigError(
+            f"zeros make nothing faster on `{target.name}`, and size does not count",
+            where=f"space.sparsity = {idle}",
+            hint="add `size` to `objectives`, set `limits.size_mb`, or leave `space.sparsity` out",
+        )
 
 
 def plan_study(config: StudyConfig) -> list[Plan]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache, reduce
 
 import numpy as np
@@ -15,13 +15,14 @@ from hwsearch.latency.predictor import CostTable, Predictor, family_of
 from hwsearch.latency.table import LatencyTable
 from hwsearch.model.graph import Network
 from hwsearch.search.problem import Floats, aligned
+from hwsearch.search.segments import format_name, format_parts
 from hwsearch.types import Candidate, Target
 
 RIDGE = 1e-6
 """Pull of a factor towards 1, relative to what a whole model tells about it."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class PriceList:
     """What prices are made of.
 
@@ -123,8 +124,9 @@ def in_format(units: Counter[Unit], narrow: str, wide: str) -> Counter[Unit]:
         return units
     found: Counter[Unit] = Counter()
     for unit, count in units.items():
-        kind = dataclasses.replace(unit.kind, precision=narrow) if unit.kind.precision == wide else unit.kind
-        found[dataclasses.replace(unit, kind=kind)] += count
+        precision, pattern = format_parts(unit.kind.precision)
+        kind = replace(unit.kind, precision=format_name(narrow, pattern)) if precision == wide else unit.kind
+        found[replace(unit, kind=kind)] += count
     return found
 
 

@@ -1,4 +1,4 @@
-"""Latency where there is no table: a constant, and a time per multiply-accumulate for each precision.
+"""Latency where there is no table: a constant, and a time per multiply-accumulate for each format.
 
 Crude (kernels differ, conversions are free), but it is fitted to nothing but measurements of this network on this
 device, every further measurement corrects it, and its standard error says how crude it is.
@@ -7,20 +7,25 @@ device, every further measurement corrects it, and its standard error says how c
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 from scipy.optimize import nnls
 
 from hwsearch.errors import ConfigError
 from hwsearch.latency.kernels import CALL, Kind, Node, Unit, Width
+from hwsearch.patterns import DENSE
 from hwsearch.search.counts import layer_counts
 from hwsearch.search.prices import PriceList
 from hwsearch.search.problem import Floats
+from hwsearch.search.segments import format_name
 from hwsearch.types import PRECISIONS, Candidate, SourceModel
 
 MODEL_ERROR = 0.15
 """Relative standard error of a model that the fit explains no further."""
+
+SKIPPED_SHARE = 0.7
+"""Of a layer's time when the device skips half of its multiplications, until models with such layers tell better."""
 
 CALL_SHARE = 0.1
 """Share of the constant in the first measured latency, until other models tell better."""
@@ -31,14 +36,16 @@ class ProxyPredictor:
 
     Args:
         source: The network.
+        skipped: Patterns of zero weights that the device skips.
     """
 
-    def __init__(self, source: SourceModel) -> None:
+    def __init__(self, source: SourceModel, skipped: Collection[str] = ()) -> None:
+        self._formats = [format_name(name, pattern) for pattern in (DENSE, *skipped) for name in PRECISIONS]
         self._counts = layer_counts(source)
         self._full = {group.name: group.channels for group in source.groups}
         self._total = sum(layer.macs for layer in source.layers)
         self._seen: list[tuple[Floats, float]] = []
-        self._costs, self._covariance = np.zeros(len(PRECISIONS) + 1), np.eye(len(PRECISIONS) + 1)
+        self._costs, self._covariance = np.zeros(len(self._formats) + 1), np.eye(len(self._formats) + 1)
 
     def __call__(self, candidate: Candidate) -> tuple[float, float]:
         """Latency and its standard error, both in ms.
@@ -60,6 +67,7 @@ class ProxyPredictor:
         first, first_ms = self._seen[0]
         expected = np.full(len(first), (1 - CALL_SHARE) * first_ms / first[1:].sum())
         expected[0] = CALL_SHARE * first_ms
+        expected[1 + len(PRECISIONS) :] *= SKIPPED_SHARE
         rows = np.array([work / (MODEL_ERROR * measured) for work, measured in self._seen])
         design = np.vstack([rows, np.diag(1 / expected)])
         wanted = np.concatenate([np.full(len(rows), 1 / MODEL_ERROR), np.ones(len(expected))])
@@ -74,7 +82,7 @@ class ProxyPredictor:
         """
         self._check()
         per_call, *per_work = (1e3 * self._costs).tolist()
-        cost = dict(zip(PRECISIONS, per_work, strict=True))
+        cost = dict(zip(self._formats, per_work, strict=True))
 
         def cost_us(kind: Kind, node: Node) -> float:
             if kind == CALL:
@@ -86,19 +94,24 @@ class ProxyPredictor:
     def _units(self, candidate: Candidate) -> Iterator[Unit]:
         """The call, and one unit per layer, whose window is its name."""
         yield Unit(CALL, Width(1), Width(1))
-        for layer, precision in candidate.precision.items():
+        for layer in candidate.precision:
             counts = self._counts[layer]
-            yield Unit(Kind(counts.op, layer, "", precision), counts.inputs, counts.outputs)
+            yield Unit(Kind(counts.op, layer, "", self._format(candidate, layer)), counts.inputs, counts.outputs)
 
     def _work(self, candidate: Candidate) -> Floats:
-        """1 for the call, and per precision the share in the network's multiply-accumulates."""
-        work = dict.fromkeys(PRECISIONS, 0.0)
+        """1 for the call, and per format the share in the network's multiply-accumulates, zeros included."""
+        work = dict.fromkeys(self._formats, 0.0)
         keep = {**self._full, **candidate.keep}
-        for layer, precision in candidate.precision.items():
+        for layer in candidate.precision:
             counts = self._counts[layer]
             macs = counts.macs(counts.inputs.channels(keep), counts.outputs.channels(keep))
-            work[precision] += macs / self._total
+            work[self._format(candidate, layer)] += macs / self._total
         return np.array([1.0, *work.values()])
+
+    def _format(self, candidate: Candidate, layer: str) -> str:
+        """Precision of a layer, and the pattern of its zeros where that makes a difference."""
+        name = format_name(candidate.precision[layer], candidate.pattern.get(layer, DENSE))
+        return name if name in self._formats else candidate.precision[layer]
 
     def _check(self) -> None:
         if not self._seen:

@@ -286,7 +286,7 @@ def _row(trial: Trial) -> dict[str, Any]:
             "accuracy": found.accuracy.value,
             "latency_ms": found.latency.best_ms,
             "latency_ratio": found.latency.ratio,
-            "size_bytes": found.artifact.size_bytes,
+            "size_bytes": found.size_bytes,
             "params": found.params,
             "macs": found.macs,
         }
@@ -294,5 +294,6 @@ def _row(trial: Trial) -> dict[str, Any]:
         row |= {"error": f"{trial.outcome.stage}: {trial.outcome.message}"}
     row |= {f"keep:{group}": kept for group, kept in trial.candidate.keep.items()}
     row |= {f"precision:{layer}": name for layer, name in trial.candidate.precision.items()}
+    row |= {f"pattern:{layer}": name for layer, name in trial.candidate.pattern.items()}
     row["dropped"] = ", ".join(trial.candidate.dropped)
     return row

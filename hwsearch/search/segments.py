@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from math import prod
 
+from hwsearch.patterns import DENSE, not_dense
 from hwsearch.types import PRECISIONS, Candidate, SearchSpace, SourceModel
 
 FLOAT = "float"
@@ -26,7 +27,24 @@ MOST_TIED = 1024
 Names = tuple[str, ...]
 
 Loss = Callable[[str, str, int | str], float]
-"""How much one choice hurts: kind (``keep``, ``drop``, ``precision``), name, and value."""
+"""How much one choice hurts: kind (``keep``, ``drop``, ``precision``, ``pattern``), name, and value."""
+
+
+def format_name(precision: str, pattern: str) -> str:
+    """A layer's precision (an integer one, or `FLOAT`) and the pattern of its zeros as one word, e.g. ``int8/2:4``."""
+    return precision if pattern == DENSE else f"{precision}/{pattern}"
+
+
+def format_parts(name: str) -> tuple[str, str]:
+    """Precision and pattern of a `format_name`."""
+    precision, _, pattern = name.partition("/")
+    return precision, pattern or DENSE
+
+
+def resolved(name: str, float_format: str) -> tuple[str, str]:
+    """The same, with the candidate's float format in the place of `FLOAT`."""
+    precision, pattern = format_parts(name)
+    return float_format if precision == FLOAT else precision, pattern
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +52,7 @@ class Option:
     """One way to build a segment.
 
     Attributes:
-        formats: Of its layers, an integer precision or `FLOAT`; None if the branch is dropped.
+        formats: Of its layers, each a `format_name`; None if the branch is dropped.
         widths: Channels kept of its inner groups.
     """
 
@@ -44,7 +62,7 @@ class Option:
     @property
     def pattern(self) -> tuple[bool, ...] | None:
         """Which layers compute in integers: what decides where conversions are needed."""
-        return None if self.formats is None else tuple(name != FLOAT for name in self.formats)
+        return None if self.formats is None else tuple(format_parts(name)[0] != FLOAT for name in self.formats)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +72,7 @@ class Segment:
     Attributes:
         name: Of the branch, or of the first layer.
         groups: Prune groups inside it that have a choice of widths.
-        formats: Combinations of precisions offered, the widest last.
+        formats: Combinations of precisions and patterns offered, the widest and densest last.
         droppable: Whether it may be left out.
     """
 
@@ -74,16 +92,21 @@ class Segment:
         """The way `candidate` builds it."""
         if self.name in candidate.dropped and self.droppable:
             return Option(None)
-        names = (candidate.precision.get(layer, UNCHANGED) for layer in self.layers)
-        formats = tuple(name if PRECISIONS[name].integer else FLOAT for name in names)
+        chosen = {layer: candidate.precision.get(layer, UNCHANGED) for layer in self.layers}
+        formats = tuple(
+            format_name(name if PRECISIONS[name].integer else FLOAT, candidate.pattern.get(layer, DENSE))
+            for layer, name in chosen.items()
+        )
         return Option(formats, tuple(candidate.keep.get(group, space.widths[group][-1]) for group in self.groups))
 
     def loss(self, option: Option, float_format: str, space: SearchSpace, loss: Loss) -> float:
         """Sum of what the choices of `option` hurt."""
         if option.formats is None:
             return loss("drop", self.name, DROPPED)
-        names = [float_format if name == FLOAT else name for name in option.formats]
-        hurt = [loss("precision", layer, n) for layer, n in zip(self.layers, names, strict=True) if n != UNCHANGED]
+        formats = (resolved(name, float_format) for name in option.formats)
+        chosen = [(layer, *format_) for layer, format_ in zip(self.layers, formats, strict=True)]
+        hurt = [loss("precision", layer, name) for layer, name, _ in chosen if name != UNCHANGED]
+        hurt += [loss("pattern", layer, pattern) for layer, _, pattern in chosen if pattern != DENSE]
         return sum(hurt) + sum(
             loss("keep", group, width)
             for group, width in zip(self.groups, option.widths, strict=True)
@@ -123,9 +146,7 @@ def _tied(outside: Sequence[str], source: SourceModel, space: SearchSpace) -> li
         joined = list(dict.fromkeys(parts[name] for name in outside if name in tied))
         layers = tuple(name for name in outside if any(name in members for members, _ in joined))
         groups = (*(inner for _, inners in joined for inner in inners), group)
-        options = prod(len(_ladder(space.precisions[name])) for name in layers) * prod(
-            len(space.widths[g]) for g in groups
-        )
+        options = prod(len(_ladder(name, space)) for name in layers) * prod(len(space.widths[g]) for g in groups)
         if tied <= set(layers) and options <= MOST_TIED:
             parts |= dict.fromkeys(layers, (layers, groups))
     return list(dict.fromkeys(parts.values()))
@@ -140,35 +161,42 @@ def assembled(
 ) -> Candidate:
     """The candidate made of an option per segment and the `widths` of the groups between them."""
     dropped: list[str] = []
-    precision: dict[str, str] = {}
+    chosen_format: dict[str, tuple[str, str]] = {}
     keep = dict(widths)
     for segment, option in chosen:
         if option.formats is None:
             dropped.append(segment.name)
         else:
-            precision |= zip(segment.layers, option.formats, strict=True)
+            formats = (resolved(name, float_format) for name in option.formats)
+            chosen_format |= zip(segment.layers, formats, strict=True)
             keep |= zip(segment.groups, option.widths, strict=True)
+    layers = [layer.name for layer in source.layers if layer.name in chosen_format]
     return Candidate(
         keep={
             group: keep[group] for group, offered in space.widths.items() if keep.get(group, offered[-1]) < offered[-1]
         },
         dropped=tuple(sorted(dropped)),
-        precision={
-            layer.name: float_format if precision[layer.name] == FLOAT else precision[layer.name]
-            for layer in source.layers
-            if layer.name in precision
-        },
+        precision={layer: chosen_format[layer][0] for layer in layers},
+        pattern=not_dense({layer: chosen_format[layer][1] for layer in layers}),
     )
 
 
 def _formats(layers: tuple[str, ...], space: SearchSpace) -> tuple[tuple[str, ...], ...]:
-    ladders = [_ladder(space.precisions[layer]) for layer in layers]
+    ladders = [_ladder(layer, space) for layer in layers]
     if prod(map(len, ladders)) <= MOST_FORMATS:
         return tuple(product(*ladders))
-    shared = [name for name in max(ladders, key=len) if any(name in ladder for ladder in ladders)]
-    return tuple(tuple(name if name in ladder else ladder[-1] for ladder in ladders) for name in shared)
+    shared = max(ladders, key=len)
+    return tuple(tuple(_nearest(name, ladder) for ladder in ladders) for name in shared)
 
 
-def _ladder(offered: tuple[str, ...]) -> tuple[str, ...]:
-    """Precisions of a layer, narrowest first, with one entry for all float formats."""
-    return tuple(dict.fromkeys(name if PRECISIONS[name].integer else FLOAT for name in offered))
+def _ladder(layer: str, space: SearchSpace) -> tuple[str, ...]:
+    """Formats of a layer, the narrowest and sparsest first, with one precision for all float formats."""
+    names = dict.fromkeys(name if PRECISIONS[name].integer else FLOAT for name in space.precisions[layer])
+    patterns = (*space.patterns.get(layer, ()), DENSE)
+    return tuple(format_name(name, pattern) for name in names for pattern in patterns)
+
+
+def _nearest(name: str, ladder: tuple[str, ...]) -> str:
+    """A format, or what of it a layer has: the precision without the pattern, or else the widest."""
+    precision = format_parts(name)[0]
+    return next((known for known in (name, precision) if known in ladder), ladder[-1])

@@ -123,7 +123,7 @@ def values(trial: Trial, objectives: tuple[str, ...]) -> list[float]:
     known = {
         "accuracy": trial.outcome.accuracy.value,
         "latency": trial.outcome.latency.best_ms,
-        "size": float(trial.outcome.artifact.size_bytes),
+        "size": float(trial.outcome.size_bytes),
     }
     return [known[objective] for objective in objectives]
 

@@ -14,7 +14,7 @@ from itertools import product
 
 from hwsearch.latency.kernels import Unit
 from hwsearch.search.prices import groups_of
-from hwsearch.search.segments import FLOAT, Option, Segment, assembled
+from hwsearch.search.segments import FLOAT, Option, Segment, assembled, format_parts
 from hwsearch.types import Candidate, SearchSpace, SourceModel
 
 Units = Counter[Unit]
@@ -32,7 +32,8 @@ class Transition:
         after: (State before, pattern) -> state after.
         change: (State before, pattern) -> units that differ from those of the unchanged segment, its effect on what
             follows included.
-        finer: (Layer, integer precision) -> units that differ from those of the layer in its widest integer precision.
+        finer: (Layer, format) -> units that differ from those of the layer in its widest integer precision, or in
+            floating point, without zeros.
     """
 
     states: int
@@ -110,17 +111,18 @@ class Explorer:
         return step, [beginning for _, beginning in found.values()]
 
     def _finer(self, i: int) -> dict[tuple[str, str], Units]:
-        """Conversions do not depend on how many bits an integer has, so one layer at a time tells."""
+        """Conversions depend on neither how many bits an integer has nor zeros, so one layer at a time tells."""
         segment, found = self._segments[i], {}
         for position, layer in enumerate(segment.layers):
-            integers = dict.fromkeys(f[position] for f in reversed(segment.formats) if f[position] != FLOAT)
-            for name in list(integers)[1:]:
-                widest = self._alone(i, position, next(iter(integers)))
-                found[layer, name] = _difference(self._alone(i, position, name), widest)
+            widest: dict[bool, str] = {}
+            for name in dict.fromkeys(formats[position] for formats in reversed(segment.formats)):
+                base = widest.setdefault(format_parts(name)[0] == FLOAT, name)
+                if name != base:
+                    found[layer, name] = _difference(self._alone(i, position, name), self._alone(i, position, base))
         return found
 
     def _alone(self, i: int, position: int, name: str) -> Units:
-        """Units of the unchanged network but for one layer's precision."""
+        """Units of the unchanged network but for one layer's format."""
         formats = self._unchanged[i].formats
         assert formats is not None
         option = Option((*formats[:position], name, *formats[position + 1 :]), self._unchanged[i].widths)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from hwsearch.config import LimitsConfig
 from hwsearch.config_errors import UnknownValueError, explain
 from hwsearch.config_section import Count, Positive, Section
+from hwsearch.patterns import pattern_name
 from hwsearch.study_file import read_yaml
 from hwsearch.types import PRECISIONS, Target, from_json
 
@@ -26,6 +27,11 @@ class OpProfile(Section):
     accepts: Names
     accelerates: tuple[str, ...]
     patterns: tuple[str, ...] = ()
+
+    @field_validator("patterns", mode="before")
+    @classmethod
+    def _known_patterns(cls, value: Any) -> Any:
+        return [pattern_name(name) for name in value] if isinstance(value, (list, tuple)) else value
 
     @field_validator("accepts", "accelerates")
     @classmethod
@@ -64,6 +70,10 @@ class OpsProfile(Section):
         """Every precision some layer may have."""
         found = (op.accepts for op in (self.conv, self.depthwise, self.linear) if op is not None)
         return tuple(dict.fromkeys(name for accepts in found for name in accepts))
+
+    def skipped(self) -> tuple[str, ...]:
+        """Every pattern of zeros that is skipped in some layer."""
+        return tuple(name for op in (self.conv, self.depthwise, self.linear) if op is not None for name in op.patterns)
 
 
 class SparsityProfile(Section):
@@ -113,7 +123,8 @@ class TargetProfile(Section):
     @field_validator("needs_isa")
     @classmethod
     def _of_accepted(cls, value: dict[str, tuple[str, ...]], info: ValidationInfo) -> dict[str, tuple[str, ...]]:
-        accepted = info.data["ops"].accepted() if "ops" in info.data else tuple(value)
+        ops = info.data.get("ops")
+        accepted = tuple(value) if ops is None else (*ops.accepted(), *ops.skipped())
         for name in value:
             if name not in accepted:
                 raise UnknownValueError(name, accepted, f"no layer accepts `{name}`")

@@ -13,11 +13,13 @@ WIDTH_FRACTIONS = (0.75, 0.5)
 
 
 def seeds(space: SearchSpace, source: SourceModel) -> list[Candidate]:
-    """Each droppable branch dropped alone, then all inner widths narrowed together, then all widths."""
+    """Each droppable branch dropped alone, all layers sparse, then all inner widths narrowed, then all widths."""
     narrowest = {d.name: 0 for d in dimensions(space) if d.name.startswith("precision:") or d.name == "float"}
     inner = [group.name for group in source.groups if group.kind == "inner" and group.name in space.widths]
     stages = [name for name in space.widths if name not in inner]
     changes: list[dict[str, int]] = [{f"drop:{name}": 0} for name in space.droppable]
+    if space.patterns:
+        changes.append({f"pattern:{layer}": len(patterns) - 1 for layer, patterns in space.patterns.items()})
     for names in (inner, stages):
         changes += [_narrowed(space, names, fraction) for fraction in WIDTH_FRACTIONS if names]
     return list({c.key: c for c in (decode(space, source, narrowest | change) for change in changes)}.values())
