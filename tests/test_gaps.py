@@ -23,6 +23,11 @@ def test_a_model_that_gained_nothing_halves_its_gap():
     assert front_gaps([*found, (-0.2, 3.0)], CORNER, 1.9)[:2] == [(2.0, 3.0), (3.0, 4.0)]
 
 
+def test_nothing_is_sought_beyond_a_model_that_is_too_bad():
+    found = [(-0.6, 2.0), (-0.9, 4.0)]
+    assert front_gaps([*found, (-0.4, 1.5)], CORNER, 1.0) == [(2.0, 4.0), (1.5, 2.0)]
+
+
 def test_nothing_can_be_gained_beyond_the_best_model():
     assert front_gaps([(-0.9, 4.0), (-0.8, 6.0)], CORNER, 3.0) == [(3.0, 4.0)]
 

@@ -14,6 +14,8 @@ def front_gaps(
 
     Between two neighbours in latency the hypervolume can grow at most by the rectangle between the best accuracy up to
     the first and the next better accuracy from the second on. A model that did not improve the front splits its gap.
+    Left of the fastest model that counts only the gap next to it is listed: what is faster than a model that is too
+    bad is likely worse.
 
     Args:
         costs: (cost of accuracy, latency in ms) of every evaluated model, on the front or not.
@@ -24,6 +26,7 @@ def front_gaps(
     latency, accuracy = np.array(sorted(points)).T
     best = np.maximum.accumulate(np.maximum(accuracy, -corner[0]))
     better = np.searchsorted(best, best, side="right")
-    gaps = [k for k in range(len(best) - 1) if better[k] < len(best) and latency[k] < min(latency[k + 1], corner[1])]
+    worth = (latency[:-1] < np.minimum(latency[1:], corner[1])) & (better[:-1] < len(best)) & (best[1:] > -corner[0])
+    gaps = np.flatnonzero(worth).tolist()
     gaps.sort(key=lambda k: -(latency[k + 1] - latency[k]) * (best[better[k]] - best[k]))
     return [(float(latency[k]), float(latency[k + 1])) for k in gaps]
