@@ -1,45 +1,18 @@
 """The report in a real browser: headless Chromium, driven by Selenium."""
 
-import json
-import shutil
 import time
 
 import pytest
+from browser_support import NEEDS_BROWSER, By, Keys, browser, frame, outside_requests, wait, webdriver
 from synthetic_run import make_run
 
 from hwsearch.report import frames
 from hwsearch.report.html import write_report
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
-
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="chromium or chromedriver is not installed"),
-]
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync "
-    "--disable-component-update --disable-dev-shm-usage --window-size=1366,768"
-)
+pytestmark = NEEDS_BROWSER
 RUN = make_run()
 
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("browser")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in [*FLAGS.split(), f"--user-data-dir={folder / 'profile'}"]:
-        options.add_argument(flag)
-    options.add_experimental_option("prefs", {"download.default_directory": str(folder)})
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    driver.folder = folder
-    yield driver
-    driver.quit()
+__all__ = ["browser"]  # a fixture
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +29,6 @@ def page(browser, report):
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
-def wait(browser, condition):
-    return WebDriverWait(browser, 20).until(lambda _: condition())
-
-
 def drawn(page, name):
     """The traces of a chart as they are drawn now, brought into view first."""
     plot = page.find_element(By.CSS_SELECTOR, f"[data-chart={name}] .plot")
@@ -70,11 +39,6 @@ def drawn(page, name):
         "return arguments[0].data.map(({type, name, x, y, meta, text, visible}) => ({type, name, x, y, meta, text}))",
         plot,
     )
-
-
-def frame(page):
-    """Let the page draw what is scheduled."""
-    page.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
 
 
 def numbers(traces):
@@ -106,9 +70,7 @@ def deselect_all(page):
 def test_the_page_is_silent_and_asks_the_network_for_nothing(page):
     for name in ("layer_formats", "layer_latency", "hypervolume", "stage_time", "parallel"):
         assert drawn(page, name)
-    events = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
-    urls = {e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"}
-    assert {url.partition(":")[0] for url in urls} <= {"file", "data", "blob", "chrome"}
+    assert outside_requests(page) == set()
     assert page.execute_script("return window.hacked") is None
     assert page.find_elements(By.CSS_SELECTOR, "#failures b") == []
 

@@ -6,9 +6,12 @@ import pytest
 from synthetic_run import make_run, make_sensitivity, only_failures
 
 from hwsearch.report import figures, frames, layer_frames, style
+from hwsearch.report.html import asset
+from hwsearch.report.importance import block_importance, block_work, blocks_of
 from hwsearch.report.layer_frames import UNATTRIBUTED
-from hwsearch.report.links import linked, plain
+from hwsearch.report.links import filtered, linked, plain
 from hwsearch.report.view import units
+from hwsearch.report.views import VIEWS, Facts
 from hwsearch.types import PRECISIONS
 
 
@@ -243,3 +246,79 @@ def test_sensitivity_map_is_darker_where_more_is_lost(run):
     assert len(shades) == len(halves)
     assert shades == sorted(shades)
     assert cells.zmin <= shades[0] < shades[-1] <= cells.zmax
+
+
+def test_importance_finds_the_block_that_decides(run):
+    evaluations, layers = frames.evaluations(run), layer_frames.layers(run)
+    work = block_work(layers, run.source)
+    share = work.loc[evaluations["number"], "layer2.1"].to_numpy()
+    shares = block_importance(
+        evaluations.assign(search_latency_ms=1.0 + share, search_accuracy=0.9 - share), layers, run.source
+    ).set_index("block")
+    assert shares.sum().to_numpy() == pytest.approx([1.0, 1.0])
+    assert shares["latency"].idxmax() == "layer2.1"
+    assert shares["accuracy"].idxmax() == "layer2.1"
+    assert shares.index.tolist() == list(dict.fromkeys(blocks_of(run.source).values()))
+
+
+def test_importance_needs_models_to_tell_from(run):
+    few = make_run(evaluations=12)
+    assert block_importance(frames.evaluations(few), layer_frames.layers(few), few.source).empty
+
+
+def test_a_block_stands_for_bits_and_channels_left(run, layers):
+    work = block_work(layers, run.source)
+    assert work.loc[0].to_numpy() == pytest.approx(np.ones(work.shape[1]))
+    assert work.loc[2].to_numpy() == pytest.approx(np.full(work.shape[1], 8 / 32))
+    dropped = next(t for t in run.trials if t.candidate.dropped)
+    assert work.loc[dropped.number, dropped.candidate.dropped[0]] == 0.0
+
+
+def test_importance_bars_are_the_shares(run):
+    facts = Facts(run)
+    shares = block_importance(facts.evaluations, facts.layers, run.source)
+    drawn = {trace.name: list(trace.y) for trace in figures.importance(shares, facts.units).data}
+    assert drawn == {"top-1 accuracy": shares["accuracy"].tolist(), "latency": shares["latency"].tolist()}
+
+
+def test_agreement_sets_every_finalist_against_what_the_search_saw(run, evaluations):
+    figure = figures.agreement(evaluations.assign(search_source=["table", *["measured"] * (len(evaluations) - 1)]))
+    table = evaluations[evaluations["final"]].set_index("number")
+    points = [trace for trace in figure.data if trace.meta]
+    assert {trace.name for trace in points} == {"measured in the search", "from the table"}
+    assert sorted(n for trace in points for n in trace.meta["rows"]) == sorted(table.index)
+    for trace in points:
+        rows = table.loc[list(trace.meta["rows"])]
+        assert list(trace.x) == rows["latency_ms"].tolist()
+        assert list(trace.y) == rows["search_latency_ms"].tolist()
+        assert np.add(trace.y, trace.error_y.array) == pytest.approx(rows["search_latency_high"].to_numpy())
+
+
+def test_every_view_draws_or_has_nothing_to_draw(run):
+    facts = Facts(run)
+    assert {name for name, view in VIEWS.items() if view.draw(facts) is None} == {"sensitivity"}
+    empty = Facts(only_failures(run))
+    assert {name for name, view in VIEWS.items() if view.draw(empty) is None} == {
+        "agreement",
+        "importance",
+        "sensitivity",
+    }
+
+
+def test_filtering_keeps_the_rows_of_an_evaluation_along_every_attribute(run, evaluations):
+    number = int(evaluations.loc[evaluations["status"] == "front", "number"].iloc[0])
+    figure = filtered(figures.pareto(evaluations, units(run)), lambda n: n == number)
+    kept = [trace for trace in figure.data if trace.meta and trace.meta["rows"]]
+    assert {n for trace in kept for n in trace.meta["rows"]} == {number, None}  # None: the gaps between ties
+    for trace in kept:
+        assert len(trace.x) == len(trace.y) == len(trace.meta["rows"])
+    again = figures.pareto(evaluations, units(run))
+    assert filtered(again, lambda _: True).to_plotly_json() == again.to_plotly_json()
+
+
+def test_the_themes_are_those_of_the_page():
+    page = asset("report.css")
+    light, dark = page.split('[data-theme="dark"]')
+    for text, theme in ((light, "light"), (dark, "dark")):
+        for name, colour in style.THEMES[theme].items():
+            assert f"--{name}: {colour};" in text.split("}")[0]

@@ -15,17 +15,20 @@ from plotly.offline import get_plotlyjs
 
 from hwsearch.report import frames
 from hwsearch.report.payload import payload
-from hwsearch.report.verdict import verdict
-from hwsearch.report.view import RunView, units
+from hwsearch.report.view import RunView
+from hwsearch.report.views import Facts
 from hwsearch.store import atomic_write
 
 SCRIPTS = ("state.js", "charts.js", "filters.js", "compare.js", "table.js", "page.js")
 
-SENSITIVITY = '<section class="panel" data-chart="sensitivity"></section>'
-
 
 def write_report(run: RunView, path: Path) -> Path:
     """Write the report of a run to `path` and return it.
+
+    Example:
+        >>> path = hs.report(hs.Run.open(run_folder), "front.html")
+        >>> path.read_text()[:15]
+        '<!doctype html>'
 
     Raises:
         ConfigError: the file cannot be written.
@@ -37,25 +40,30 @@ def write_report(run: RunView, path: Path) -> Path:
 
 def render(run: RunView) -> str:
     """The report of a run as HTML."""
-    shown = units(run)
-    evaluations = frames.evaluations(run)
-    found = verdict(evaluations, shown, run.config.limits)
-    return Template(_asset("report.html")).substitute(
+    facts = Facts(run)
+    data = payload(facts)
+    return Template(asset("report.html")).substitute(
         title=escape(f"{run.config.name} on {run.target.name}, hwsearch"),
-        style=_asset("report.css"),
+        style=asset("report.css"),
         eyebrow=escape(_eyebrow(run)),
-        headline=escape(found.headline),
-        reason=escape(found.reason),
-        sensitivity="" if run.sensitivity is None else SENSITIVITY,
+        headline=escape(facts.verdict.headline),
+        reason=escape(facts.verdict.reason),
+        **{name: _panel(name, data) for name in ("sensitivity", "importance", "agreement")},
         failures=_failures(frames.failures(run)),
         footer=_footer(run),
-        data=_embedded(payload(run, evaluations, shown, found)),
+        data=_embedded(data),
         plotly=get_plotlyjs(),
-        script="\n".join(_asset(name) for name in SCRIPTS),
+        script="\n".join(asset(name) for name in SCRIPTS),
     )
 
 
-def _asset(name: str) -> str:
+def _panel(name: str, data: dict[str, Any]) -> str:
+    """The place of a chart that not every run has."""
+    return f'<section class="panel" data-chart="{name}"></section>' if name in data["figures"] else ""
+
+
+def asset(name: str) -> str:
+    """The text of a file of the page."""
     return resources.files("hwsearch.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 

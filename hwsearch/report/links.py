@@ -7,10 +7,11 @@ A linked trace says in ``meta``: `rows`, the number of the evaluation each row b
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+import plotly.graph_objects as go
 
 
 def linked(trace: Any, rows: Iterable[int | None], along: Iterable[str]) -> Any:
@@ -25,6 +26,21 @@ def linked(trace: Any, rows: Iterable[int | None], along: Iterable[str]) -> Any:
             raise ValueError(f"{path} has {len(trace[path])} entries for {len(rows)} rows")
     trace.meta = {"rows": rows, "along": along}
     return trace
+
+
+def filtered(figure: go.Figure, keep: Callable[[int], bool]) -> go.Figure:
+    """A copy of a figure with the rows of linked traces whose evaluation passes `keep`: what `charts.js` does."""
+    copy = go.Figure(figure)
+    for trace in copy.data:
+        if trace.meta:
+            _filter(trace, [i for i, number in enumerate(trace.meta["rows"]) if number is None or keep(number)])
+    return copy
+
+
+def _filter(trace: Any, index: list[int]) -> None:
+    for path in trace.meta["along"]:
+        trace[path] = [trace[path][i] for i in index]
+    trace.meta = {"rows": [trace.meta["rows"][i] for i in index], "along": trace.meta["along"]}
 
 
 def plain(value: Any) -> Any:

@@ -7,20 +7,20 @@ import shlex
 from typing import Any, cast
 
 import pandas as pd
-import plotly.graph_objects as go
 
-from hwsearch.report import figures, frames, layer_frames, style
+from hwsearch.report import layer_frames, style
 from hwsearch.report.layer_maps import map_rows
 from hwsearch.report.links import plain
-from hwsearch.report.verdict import Verdict
-from hwsearch.report.view import RunView, Units
+from hwsearch.report.view import Units
+from hwsearch.report.views import VIEWS, Facts
 
 
-def payload(run: RunView, evaluations: pd.DataFrame, shown: Units, found: Verdict) -> dict[str, Any]:
+def payload(facts: Facts) -> dict[str, Any]:
     """Everything the page's script reads, as strict JSON data."""
-    layers = layer_frames.layers(run)
+    run, evaluations, shown, found = facts.run, facts.evaluations, facts.units, facts.verdict
     recommended = _number(evaluations, "key", found.key)
     compared = [recommended, _number(evaluations, "baseline", "int8"), _number(evaluations, "baseline", "fp32")]
+    drawn = {name: view.draw(facts) for name, view in VIEWS.items()}
     data = {
         "name": f"{run.config.name}-{run.target.name}",
         "export": f"hwsearch export {shlex.quote(str(run.path))}",
@@ -30,29 +30,12 @@ def payload(run: RunView, evaluations: pd.DataFrame, shown: Units, found: Verdic
         "recommended": recommended,
         "selected": list(dict.fromkeys(number for number in compared if number is not None))[:2],
         "map_rows": map_rows(evaluations)["number"].tolist(),
-        "layers": _layers(layers),
-        "profiles": _profiles(layers),
+        "layers": _layers(facts.layers),
+        "profiles": _profiles(facts.layers),
         "colours": style.FORMATS | style.STATUSES,
-        "figures": {
-            name: figure.to_plotly_json() for name, figure in _figures(run, evaluations, layers, shown).items()
-        },
+        "figures": {name: figure.to_plotly_json() for name, figure in drawn.items() if figure is not None},
     }
     return cast("dict[str, Any]", plain(data))
-
-
-def _figures(run: RunView, evaluations: pd.DataFrame, layers: pd.DataFrame, shown: Units) -> dict[str, go.Figure]:
-    drawn = {
-        "pareto": figures.pareto(evaluations, shown),
-        "layer_formats": figures.layer_formats(layers, evaluations, run.source, shown),
-        "layer_channels": figures.layer_channels(layers, evaluations, run.source, shown),
-        "layer_latency": figures.layer_latency(layers),
-        "hypervolume": figures.hypervolume(frames.hypervolume(run), frames.random_search(run)),
-        "stage_time": figures.stage_time(frames.stages(run)),
-        "parallel": figures.parallel(evaluations, shown),
-    }
-    if run.sensitivity is not None:
-        drawn["sensitivity"] = figures.sensitivity_map(run.sensitivity, run.source)
-    return drawn
 
 
 def _number(evaluations: pd.DataFrame, column: str, value: str | None) -> int | None:
@@ -71,7 +54,8 @@ def _rows(evaluations: pd.DataFrame, shown: Units) -> list[dict[Any, Any]]:
             size_mb=evaluations["size_bytes"] / 1e6,
             speedup=float(fp32.iloc[0]) / evaluations["latency_ms"] if len(fp32) else None,
         )
-        .drop(columns=["size_bytes", "search_accuracy", "search_latency_ms", "median_ms", "p90_ms", "params", "macs"])
+        .drop(columns=["size_bytes", "median_ms", "p90_ms", "params", "macs"])
+        .drop(columns=[name for name in evaluations.columns if name.startswith("search_")])
         .to_dict("records")
     )
 

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from hwsearch.types import PRECISIONS
 
 FRONT = "#129a8c"
+SECOND = "#97739c"
 SEARCHED = "#97a1ad"
 ALERT = "#d6456b"
 QUIET = "rgba(140,150,160,0.22)"
@@ -38,6 +39,12 @@ LOSS_SCALE = [[0.0, "#e6e9ee"], [0.4, "#e3b4c3"], [0.7, "#c9658a"], [1.0, "#7a1c
 """One hue, darker for what hurts more."""
 
 STAGES = ("#6f7fb0", "#b3bddb", "#97739c", "#cfb4d2", "#a08a6c", "#d3c4a6", "#7c8b93", "#b9c3c9")
+
+THEMES = {
+    "light": {"ink": "#1d2733", "soft": "#5b6672", "panel": "#ffffff", "line": "#e1e5ea"},
+    "dark": {"ink": "#e6eaef", "soft": "#a3aebb", "panel": "#1a2027", "line": "#2c3540"},
+}
+"""As in ``report.css``."""
 
 FONT = "Inter, system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'Liberation Sans', sans-serif"
 
@@ -66,6 +73,17 @@ def figure(title: str, subtitle: str, height: int) -> go.Figure:
             "xaxis": dict(grid),
             "yaxis": dict(grid),
         }
+    )
+
+
+def themed(figure: go.Figure, theme: str) -> go.Figure:
+    """A copy of a figure with text and hover labels in the colours of a theme: what `charts.js` does in the page."""
+    colours = THEMES[theme]
+    return go.Figure(figure).update_layout(
+        font_color=colours["soft"],
+        title_font_color=colours["ink"],
+        modebar={"color": colours["soft"], "activecolor": colours["ink"]},
+        hoverlabel={"bgcolor": colours["panel"], "bordercolor": colours["line"], "font": {"color": colours["ink"]}},
     )
 
 

@@ -56,6 +56,14 @@ def pareto(evaluations: pd.DataFrame, units: Units) -> go.Figure:
     return _zoomed(figure, frame, units)
 
 
+def ringed(figure: go.Figure, evaluations: pd.DataFrame, number: int, units: Units, colour: str) -> go.Figure:
+    """`figure` with a ring around one evaluation."""
+    rows = evaluations[evaluations["number"] == number]
+    marker = {"symbol": "circle-open", "size": 27, "color": colour, "line": {"width": 1.75}}
+    x, y = rows["latency_ms"].tolist(), (units.factor * rows["accuracy"]).tolist()
+    return figure.add_scatter(x=x, y=y, mode="markers", marker=marker, hoverinfo="skip", showlegend=False)
+
+
 def _front_name(final: bool) -> str:
     return "front (measured again, report split)" if final else "front so far (search split)"
 
