@@ -117,6 +117,7 @@ def train(
             run.epoch(x, y, batch)
             if on_epoch is not None and state.losses:
                 on_epoch(len(state.losses), state.losses[-1])
+        run.save()
     if state.kept is not None:
         module.load_state_dict(state.kept)
     module.eval().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -198,11 +199,16 @@ class _Run:
             self.state.kept = {name: value.clone() for name, value in module.state_dict().items()}
         module.train()
 
+    def save(self) -> None:
+        """Write the state down, if there is a file for it."""
+        if self.checkpoint is not None:
+            self.saved_at = self.seconds()
+            self.state.save(self.checkpoint, self.saved_at)
+
     def _save_or_stop(self) -> None:
         stopped = self.stop()
-        if self.checkpoint is not None and (stopped or self.seconds() - self.saved_at >= SAVE_EVERY_S):
-            self.state.save(self.checkpoint, self.seconds())
-            self.saved_at = self.seconds()
+        if stopped or self.seconds() - self.saved_at >= SAVE_EVERY_S:
+            self.save()
         if stopped:
             raise TrainingStoppedError("training was stopped", hint="the same command goes on with it")
 
