@@ -30,7 +30,7 @@ class AdapterFile:
     """The content of ``adapter.json``.
 
     Attributes:
-        base_sha256: `weights_sha256` of the network the adapters belong to.
+        base_sha256: What names the network the adapters belong to: `weights_sha256` of it, or the writer's own name.
         tensors_sha256: Of ``adapter.safetensors``.
         spec: Which adapters; None where only other tensors changed.
         bytes: Of ``adapter.safetensors``: what one more scene takes.
@@ -46,7 +46,13 @@ class AdapterFile:
 
 
 def save_adapter(
-    folder: Path, adapted: nn.Module, base: nn.Module, spec: AdapterSpec | None, facts: Mapping[str, Any] | None = None
+    folder: Path,
+    adapted: nn.Module,
+    base: nn.Module,
+    spec: AdapterSpec | None,
+    facts: Mapping[str, Any] | None = None,
+    *,
+    identity: str | None = None,
 ) -> AdapterFile:
     """Write what makes `adapted` of `base` into `folder`, and return what ``adapter.json`` says.
 
@@ -56,13 +62,14 @@ def save_adapter(
         base: The network without adapters.
         spec: What it was inserted with.
         facts: JSON-ready data to keep beside it.
+        identity: What names `base`; None for the hash of its weights.
     """
     from safetensors.torch import save
 
     with atomic_write(folder / TENSORS) as stream:
         stream.write(save(_changes(adapted, base)))
     written = AdapterFile(
-        base_sha256=weights_sha256(base),
+        base_sha256=identity or weights_sha256(base),
         tensors_sha256=sha256_file(folder / TENSORS),
         spec=spec,
         bytes=(folder / TENSORS).stat().st_size,
@@ -95,8 +102,13 @@ def read_facts(folder: Path) -> AdapterFile:
     return found
 
 
-def load_adapter(folder: Path, base: nn.Module) -> nn.Module:
+def load_adapter(folder: Path, base: nn.Module, identity: str | None = None) -> nn.Module:
     """A copy of `base` with the adapters and the other changed tensors in `folder`; not merged yet.
+
+    Args:
+        folder: What `save_adapter` wrote.
+        base: The network they belong to.
+        identity: What names it, if it was saved with a name; None for the hash of its weights.
 
     Raises:
         ConfigError: the files are missing or damaged, or belong to another base network.
@@ -104,7 +116,7 @@ def load_adapter(folder: Path, base: nn.Module) -> nn.Module:
     from safetensors.torch import load
 
     facts = read_facts(folder)
-    found = weights_sha256(base)
+    found = identity or weights_sha256(base)
     if found != facts.base_sha256:
         raise ConfigError(
             f"the adapter in {folder} belongs to another network",

@@ -7,7 +7,7 @@ import fnmatch
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,8 @@ class AdapterSpec:
     """Which adapters a network has.
 
     Attributes:
-        kind: ``repadapter``, or ``lora`` (Hu et al. 2021) through the package ``peft``.
+        kind: ``repadapter``, or ``lora`` (Hu et al. 2021) through the package ``peft``, which leaves grouped
+            convolutions alone.
         layers: Globs over layer names; empty for the inputs of attention and perceptron in a transformer, and for
             every convolution elsewhere.
         rank: Channels in between.
@@ -69,13 +70,6 @@ class AdapterSize:
     trained_bytes: int
 
 
-@runtime_checkable
-class Adapted(Protocol):
-    """A layer with an adapter, ours or of ``peft``."""
-
-    base_layer: nn.Module
-
-
 def insert(model: nn.Module, spec: AdapterSpec | None = None) -> nn.Module:
     """A copy of `model` with adapters, all else frozen but the head if the spec says so; it computes the same.
 
@@ -97,7 +91,8 @@ def insert(model: nn.Module, spec: AdapterSpec | None = None) -> nn.Module:
         if spec.kind == "lora":
             from hwsearch.adapt.lora import insert_lora
 
-            return insert_lora(adapted, names, spec.rank, spec.scale, spec.dropout)
+            dense = [name for name in names if getattr(adapted.get_submodule(name), "groups", 1) == 1]
+            return insert_lora(adapted, dense, spec.rank, spec.scale, spec.dropout)
         for name in names:
             layer = adapted.get_submodule(name)
             adapted.set_submodule(name, _adapted(layer, spec).train(layer.training))
@@ -108,7 +103,7 @@ def merge(adapted: nn.Module) -> nn.Module:
     """A copy in eval mode without adapters that computes the same, under the names of the network it was made of."""
     merged = copy.deepcopy(adapted).eval()
     for name, layer in list(_adapted_parts(merged)):
-        if isinstance(layer, AdaptedLinear | AdaptedConv2d):
+        if isinstance(layer, (AdaptedLinear, AdaptedConv2d)):
             merged.set_submodule(name, layer.merged())
         else:
             from hwsearch.adapt.lora import merged_lora
@@ -220,7 +215,7 @@ def _rep_adapter(channels: int, spec: AdapterSpec) -> RepAdapter:
     return RepAdapter(channels, rank=spec.rank, groups=groups, scale=spec.scale, dropout=spec.dropout)
 
 
-def _adapted_parts(model: nn.Module) -> Iterator[tuple[str, Adapted]]:
+def _adapted_parts(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, layer in model.named_modules():
         if is_adapted(layer):
-            yield name, layer  # type: ignore[misc]
+            yield name, layer

@@ -25,8 +25,9 @@ def insert_lora(model: nn.Module, layers: Sequence[str], rank: int, scale: float
     from peft import LoraConfig, inject_adapter_in_model
 
     trained = [name for name, value in model.named_parameters() if value.requires_grad]
-    # peft multiplies by lora_alpha / r.
-    config = LoraConfig(r=rank, lora_alpha=scale * rank, lora_dropout=dropout, target_modules=list(layers))
+    # peft multiplies by lora_alpha / r, and takes fractions although it says integers.
+    alpha: Any = scale * rank
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(layers))
     adapted: nn.Module = inject_adapter_in_model(config, model)
     for name in trained:  # peft freezes everything but its own
         adapted.get_parameter(name).requires_grad_()
