@@ -66,12 +66,34 @@ def operators(module):
     return Counter(node.op_type for node in export_template(module, images()).skeleton.graph.node)
 
 
-def test_exported_merged_network_has_the_operators_of_the_plain_one(small):
-    plain, big = operators(small), randomised(hs.reparam.expand(small, "dbb", layers=["conv*", "depthwise"]))
-    assert operators(merge(big)) == plain
-    assert plain["Conv"] == 6
-    assert plain["Add"] == 1
-    assert "BatchNormalization" not in plain
+@pytest.fixture(scope="module")
+def plain_operators(small):
+    counts = operators(small)
+    assert (counts["Conv"], counts["Add"]) == (6, 1)
+    assert "BatchNormalization" not in counts
+    return counts
+
+
+@pytest.mark.parametrize("kind", TRAINABLE)
+def test_exported_merged_network_has_the_operators_of_the_plain_one(small, plain_operators, kind):
+    big = randomised(hs.reparam.expand(small, kind))
+    assert operators(merge(big)) == plain_operators
+
+
+def test_the_exported_training_form_still_has_its_branches(small):
+    found = operators(randomised(hs.reparam.expand(small, "repvgg")))
+    assert (found["Conv"], found["BatchNormalization"], found["Add"]) == (6 + 4, 2, 1 + 4 + 2)
+
+
+def test_exported_merged_network_answers_as_the_training_form(small, tmp_path):
+    import onnx
+    import onnxruntime
+
+    big = randomised(hs.reparam.expand(small, "orepa"))
+    onnx.save(export_template(merge(big), images()).bind(), tmp_path / "merged.onnx")
+    found = onnxruntime.InferenceSession(tmp_path / "merged.onnx").run(None, {"input": images().numpy()})[0]
+    with torch.no_grad():
+        assert difference(torch.from_numpy(found), big(images())) < 1e-4
 
 
 def test_the_search_sees_the_same_layers_groups_and_branches():

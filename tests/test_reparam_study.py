@@ -13,6 +13,7 @@ from hwsearch.config import DataConfig, make_study
 from hwsearch.config_reparam import ReparamConfig
 from hwsearch.errors import ConfigError, DataError
 from hwsearch.model.data import load_splits
+from hwsearch.model.distill import distillation
 from hwsearch.model.graph import weights_sha256
 from hwsearch.model.load import load_model
 from hwsearch.model.metric import TOP1
@@ -97,6 +98,46 @@ def test_whatever_shapes_the_weights_shapes_their_name(factory, digits, tmp_path
         retrained(model, config, examples, tmp_path)
         counts.append(len(list(tmp_path.glob("*.pt"))))
     assert counts == [1, 1, 2, 3, 4, 5]
+
+
+def test_an_untrained_network_is_the_same_one_each_time(factory):
+    torch.manual_seed(1)
+    first = weights_sha256(load_model(f"{factory}:build"))
+    torch.manual_seed(2)
+    assert weights_sha256(load_model(f"{factory}:build")) == first
+    assert torch.initial_seed() == 2
+
+
+def test_a_network_can_be_its_own_teacher(factory, digits, tmp_path):
+    """With labels that say nothing, what is learnt can only come from the teacher."""
+    teacher, data = load_model(f"{factory}:build"), copy.copy(digits.train)
+    train(teacher, data.inputs, data.targets, epochs=3)
+    object.__setattr__(data, "targets", np.zeros_like(data.targets))
+    before, found = copy.deepcopy(teacher.state_dict()), {}
+    for weight in (0.0, 1.0):
+        config = ReparamConfig(kind="repvgg", epochs=3, lr=0.1, fresh=True, distill=weight)
+        student = retrained(teacher, config, data, tmp_path)
+        found[weight] = accuracy(student, digits.report.inputs, digits.report.targets)
+    best = accuracy(teacher, digits.report.inputs, digits.report.targets)
+    assert best > 0.9
+    assert found[0.0] < 0.2
+    assert found[1.0] > best - 0.1
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+
+
+def test_the_distillation_loss_is_the_published_one():
+    outputs, labels = torch.randn(6, 2, 5, requires_grad=True), torch.arange(6) % 5
+    student, teacher = outputs.unbind(1)
+    hard = nn.functional.cross_entropy(student, labels)
+    assert torch.allclose(distillation(0.0, 4.0)(outputs, labels), hard)
+    p, q = (part / 4 for part in (teacher, student))
+    soft = (p.softmax(1) * (p.log_softmax(1) - q.log_softmax(1))).sum(1).mean()
+    assert torch.allclose(distillation(0.9, 4.0)(outputs, labels), 0.1 * hard + 0.9 * 16 * soft, rtol=1e-4)
+    sizes = []
+    for temperature in (5.0, 20.0):
+        (gradient,) = torch.autograd.grad(distillation(1.0, temperature)(outputs, labels), outputs)
+        sizes.append(gradient[:, 0].norm().item())
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.3)
 
 
 def test_training_needs_examples(factory, tmp_path):

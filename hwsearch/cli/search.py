@@ -4,31 +4,37 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hwsearch.cli.check import print_plan
+from hwsearch.cli.each import fronts_as_one, variants
 from hwsearch.cli.front import front_document, front_of, print_front
 from hwsearch.cli.output import flags, next_step, note, print_json, print_text, shell, stderr
 from hwsearch.cli.progress import shown_progress
 from hwsearch.cli.verb import DryRun, Settings, StudyPath, TargetName, verb
-from hwsearch.config import StudyConfig, load_study, resolved_yaml
+from hwsearch.config import StudyConfig, resolved_yaml
 from hwsearch.errors import ConfigError, SearchFailedError
 from hwsearch.types import to_json
 
 if TYPE_CHECKING:
     from hwsearch.search.run import Run
+    from hwsearch.types import Front, FrontPoint
 
 INTERRUPTED = 130
 
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="folder of runs; this one gets DIR/NAME/TARGET")]
 Extend = Annotated[
     int | None, typer.Option("--extend", metavar="N", min=1, help="N evaluations more than are finished")
+]
+Each = Annotated[
+    str | None,
+    typer.Option("--each", metavar="KEY=A,B", help="search with each of these values, e.g. reparam.kind=plain,orepa"),
 ]
 Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="go on with a run that exists, or refuse to")]
 
@@ -42,27 +48,32 @@ def search(
     extend: Extend = None,
     resume: Resume = True,
     settings: Settings = None,
+    each: Each = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Search for the fastest models at every accuracy; a run that exists is resumed."""
-    from hwsearch.search.run import run_folders
+    """Search for the fastest models at every accuracy; a run that exists is resumed.
 
-    config = load_study(study, settings or ())
-    folder = out / config.name
+    With --each, one search per value, and at the end the models of all of them measured together.
+    """
+    chosen = variants(study, settings or (), each)
+    folders = [out / variant.config.name for variant in chosen]
     if dry_run:
-        _print_plan(config, folder)
+        _print_plans([variant.config for variant in chosen], folders)
         return
-    if not resume and run_folders(folder):
-        raise ConfigError(
-            f"{folder} holds a run already", where="--no-resume", hint="choose another --out, or --set name=NAME"
-        )
-    again = shell("hwsearch", "search", study, *(("--out", out) if out != Path("runs") else ()), *_as_options(settings))
-    runs = search_runs(config, folder, extend=extend, only=target, again=again)
-    _print_runs(runs)
-    if not any(trial.feasible for run in runs for trial in run.trials):
+    if not resume:
+        _refuse_existing(folders)
+    given = [*(("--out", out) if out != Path("runs") else ()), *_as_options("--set", settings or ())]
+    again = shell("hwsearch", "search", study, *given, *_as_options("--each", [each] if each else ()))
+    runs = [
+        search_runs(variant.config, folder, extend=extend, only=target, again=again)
+        for variant, folder in zip(chosen, folders, strict=True)
+    ]
+    every = [run for found in runs for run in found]
+    _print_runs(every, fronts_as_one(chosen, runs) if each else [])
+    if not any(trial.feasible for run in every for trial in run.trials):
         note("no evaluation is within the study's limits")
         raise typer.Exit(1)
-    next_step("hwsearch", "report", runs[0].path)
+    next_step("hwsearch", "report", every[0].path)
 
 
 def search_runs(
@@ -107,42 +118,54 @@ def interruptible() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-def _print_plan(config: StudyConfig, folder: Path) -> None:
+def _print_plans(configs: Sequence[StudyConfig], folders: Sequence[Path]) -> None:
     from hwsearch.search.prepare import plan_study
     from hwsearch.search.run import run_folders
 
-    plans = plan_study(config)
+    documents = []
+    for config, folder in zip(configs, folders, strict=True):
+        plans, exists = plan_study(config), sorted(run_folders(folder))
+        document = {"study": config.model_dump(mode="json"), "run": str(folder), "exists": exists}
+        documents.append({**document, "plans": [to_json(plan) for plan in plans]})
+        if not flags().json:
+            print_text(resolved_yaml(config))
+            for plan in plans:
+                print_plan(plan)
+            note(f"would {'resume' if exists else 'write'} {folder}" + (f" ({', '.join(exists)})" if exists else ""))
     if flags().json:
-        print_json(
-            {
-                "study": config.model_dump(mode="json"),
-                "run": str(folder),
-                "exists": sorted(run_folders(folder)),
-                "plans": [to_json(plan) for plan in plans],
-            }
-        )
-        return
-    print_text(resolved_yaml(config))
-    for plan in plans:
-        print_plan(plan)
-    exists = ", ".join(sorted(run_folders(folder)))
-    note(f"would {'resume' if exists else 'write'} {folder}" + (f" ({exists})" if exists else ""))
+        print_json(documents[0] if len(documents) == 1 else {"variants": documents})
 
 
-def _print_runs(runs: list[Run]) -> None:
-    fronts = [(run, front_of(run)) for run in runs]
+def _refuse_existing(folders: Sequence[Path]) -> None:
+    from hwsearch.search.run import run_folders
+
+    for folder in folders:
+        if run_folders(folder):
+            raise ConfigError(
+                f"{folder} holds a run already", where="--no-resume", hint="choose another --out, or --set name=NAME"
+            )
+
+
+def _print_runs(runs: Sequence[Run], joint: Sequence[Front]) -> None:
+    """The front of every run, then those of several searches as one."""
+    fronts = [(str(run.path), front_of(run)) for run in runs]
     if flags().json:
-        documents = [
-            {"run": str(run.path), **front_document(front, [p for p in front.points if p.on_front])}
-            for run, front in fronts
-        ]
-        print_json({"runs": documents})
+        documents = [{"run": path, **_document(front)} for path, front in fronts]
+        print_json({"runs": documents, **({"together": [_document(front) for front in joint]} if joint else {})})
         return
-    for run, front in fronts:
-        print_text(f"{run.path}")
-        print_front(front, [p for p in front.points if p.on_front])
+    for title, front in [*fronts, *(("together", front) for front in joint)]:
+        print_text(title)
+        print_front(front, _on(front))
         print_text("")
 
 
-def _as_options(settings: list[str] | None) -> list[str]:
-    return [part for setting in settings or () for part in ("--set", setting)]
+def _document(front: Front) -> dict[str, Any]:
+    return front_document(front, _on(front))
+
+
+def _on(front: Front) -> list[FrontPoint]:
+    return [point for point in front.points if point.on_front]
+
+
+def _as_options(name: str, values: Sequence[str]) -> list[str]:
+    return [part for value in values for part in (name, value)]

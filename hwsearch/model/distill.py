@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -14,17 +16,22 @@ class Taught(nn.Module):
 
     Args:
         student: What is trained, in place.
-        teacher: Computes in eval mode and is not trained; it must be another module than the student.
+        teacher: Another module than the student; put into eval mode for good, and frozen.
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
         super().__init__()
         self.student = student
-        self._teacher = (teacher.eval(),)  # in a tuple, so that training neither finds its weights nor changes its mode
+        self.teacher = teacher.eval().requires_grad_(requires_grad=False)
+
+    def train(self, mode: bool = True) -> Self:  # noqa: D102 - as torch declares it
+        self.training = mode
+        self.student.train(mode)
+        return self
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         with torch.no_grad():
-            known = self._teacher[0](x)
+            known = self.teacher(x)
         return torch.stack((self.student(x), known), dim=1)
 
 

@@ -28,7 +28,7 @@ SHOWN = 3
 def load_model(
     spec: str, *, weights: Path | None = None, model_args: Mapping[str, Any] | None = None, base_dir: Path = Path()
 ) -> nn.Module:
-    """The network `spec` names, in eval mode.
+    """The network `spec` names, in eval mode; what a factory leaves to chance comes out the same each time.
 
     Args:
         spec: ``package.module:factory``, ``path/file.py:factory`` or ``path/model.pt2``.
@@ -60,7 +60,9 @@ def _build(spec: str, arguments: dict[str, Any], base_dir: Path) -> nn.Module:
         raise ModelError(f"`{spec}` is a {type(factory).__name__}, not a model factory", allowed="a function")
     _check_arguments(factory, spec, arguments)
     try:
-        module = factory(**arguments)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # random weights are the same each time, so that a search of them can be resumed
+            module = factory(**arguments)
     except Exception as error:
         raise ModelError(f"model factory `{spec}` failed", where=one_line(error)) from error
     if not isinstance(module, nn.Module):

@@ -135,14 +135,7 @@ class Evaluator:
 
     def run_options(self, float_precision: str) -> RunOptions:
         """How latency is measured: the target's threads and batch, pinned to the machine's last cores."""
-        cores = usable_cores()
-        return RunOptions(
-            threads=self.target.threads,
-            batch=self.target.batch,
-            float_precision=float_precision,
-            options=self.target.options,
-            cpus=tuple(cores[-self.target.threads :]),
-        )
+        return latency_options(self.target, float_precision)
 
     def evaluate(self, candidate: Candidate, *, baseline: bool = False) -> tuple[Success | Failure, dict[str, float]]:
         """The result of one candidate and the seconds per stage. Anything but a broken study is a `Failure`."""
@@ -391,6 +384,17 @@ class Evaluator:
     def _save(self, split: str, kind: str, array: NDArray[np.generic]) -> None:
         with atomic_write(self._array(split, kind)) as stream:
             np.save(stream, array)
+
+
+def latency_options(target: Target, float_precision: str) -> RunOptions:
+    """How latency is measured: the target's threads and batch, pinned to the machine's last cores."""
+    return RunOptions(
+        threads=target.threads,
+        batch=target.batch,
+        float_precision=float_precision,
+        options=target.options,
+        cpus=tuple(usable_cores()[-target.threads :]),
+    )
 
 
 def _all_cores() -> int:

@@ -91,7 +91,14 @@ def assemble(
                 build_spread=(build_spreads or {}).get(key),
             )
         )
-    points.sort(key=lambda p: p.latency.best_ms)
+    return judged(points, target=target, device=device, objectives=objectives, final=final)
+
+
+def judged(
+    points: Sequence[FrontPoint], *, target: str, device: Device, objectives: tuple[str, ...], final: bool
+) -> Front:
+    """The front of these points: which are on it and which tie is worked out anew."""
+    points = sorted(points, key=lambda p: p.latency.best_ms)
     winners = undominated(points)
     marked = tuple(
         dataclasses.replace(
