@@ -223,6 +223,7 @@ def test_sharpening_trains_the_norms_alone_and_helps(trained):
     owners = {name.rpartition(".")[0] for name in changed}
     assert all(isinstance(found.get_submodule(owner), nn.BatchNorm2d) for owner in owners)
     assert not any("running" in name for name in changed)
+    assert all(value.requires_grad for value in found.parameters())  # as it was before
     assert accuracy(found, images, labels) >= accuracy(start, images, labels) - 0.01
 
 

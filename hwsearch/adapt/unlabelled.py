@@ -47,7 +47,9 @@ def sharpen(
         diversity: Weight of the mean prediction's entropy.
         seed: Of the order of images.
     """
-    adapted = copy.deepcopy(module).requires_grad_(requires_grad=False)
+    adapted = copy.deepcopy(module)
+    trained = {name: value.requires_grad for name, value in adapted.named_parameters()}
+    adapted.requires_grad_(requires_grad=False)
     for part in adapted.modules():
         if isinstance(part, (*BATCH_NORMS, nn.LayerNorm)):
             part.requires_grad_()
@@ -56,6 +58,8 @@ def sharpen(
         fine_tune(
             adapted, images, np.zeros(len(images), np.int64), loss=loss, steps=steps, lr=lr, weight_decay=0, seed=seed
         )
+    for name, value in adapted.named_parameters():
+        value.requires_grad_(trained[name])
     return adapted.eval()
 
 

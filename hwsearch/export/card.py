@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
-from hwsearch.export.manifest import Figures, Manifest
+from hwsearch.export.manifest import Figures, Manifest, Update
 from hwsearch.types import Accuracy, Latency, LayerTime
 
 LIVE_DATA = "python"  # what a study calls data handed over as arrays
@@ -36,7 +36,7 @@ Layer by layer: `layers.csv`.
 ## Limits
 
 {limits}
-
+{updates}
 ## Use
 
     pip install -r requirements.txt
@@ -75,6 +75,7 @@ def card(manifest: Manifest) -> str:
         backend_version=device.backend_version,
         precision="\n".join(_precision_rows(manifest.layers)),
         limits="\n".join(f"* {limit}" for limit in _limits(manifest)),
+        updates=_updates(manifest.updates),
         input_shape=_shape(manifest.input.shape),
         output_shape=_shape(manifest.output.shape),
         preprocessing=_preprocessing(manifest.preprocessing),
@@ -165,6 +166,26 @@ def _limits(manifest: Manifest) -> list[str]:
     if not manifest.artifact.portable:
         found.append("The model file runs only on the device it was built for.")
     return found
+
+
+def _updates(updates: Sequence[Update]) -> str:
+    """A table of what changed the weights after the export; empty without any."""
+    if not updates:
+        return ""
+    rows = [
+        f"| {update.version} | {update.scene} | {' + '.join(update.rungs)} | {update.labels} | "
+        f"{_optional(update.before)} | {_optional(update.after)} | {_accuracy(update.source_after)} |"
+        for update in updates
+    ]
+    head = [
+        "| version | scene | by | labels | accuracy before | accuracy after | on the source |",
+        "|---|" + "---|" * 6,
+    ]
+    return "\n".join(["", "## Updates", "", *head, *rows, ""])
+
+
+def _optional(accuracy: Accuracy | None) -> str:
+    return "not scored" if accuracy is None else _accuracy(accuracy)
 
 
 def _preprocessing(facts: Mapping[str, object]) -> str:

@@ -27,14 +27,14 @@ def staged_folder(out: Path, *, force: bool, marker: str) -> Iterator[Path]:
         ConfigError: `out` is taken, cannot be written, or the disk is full.
     """
     out = out.resolve()
-    part = _hidden(out, "part", os.getpid())
+    part = hidden(out, "part", os.getpid())
     _check_free(out, force=force, marker=marker)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(out)
+        remove_leftovers(out)
         part.mkdir()
         yield part
-        _flush(part)
+        flush(part)
         _publish(part, out)
     except OSError as error:
         reason = "the disk is full" if error.errno in _NO_ROOM else error.strerror or str(error)
@@ -58,7 +58,7 @@ def _publish(part: Path, out: Path) -> None:
     if not out.exists():
         part.rename(out)
         return
-    old = _hidden(out, "old", os.getpid())
+    old = hidden(out, "old", os.getpid())
     out.rename(old)
     try:
         part.rename(out)
@@ -68,7 +68,7 @@ def _publish(part: Path, out: Path) -> None:
     shutil.rmtree(old)
 
 
-def _flush(folder: Path) -> None:
+def flush(folder: Path) -> None:
     """Onto the disk before the name changes: after a power cut the folder is whole, or not there."""
     for path in folder.iterdir():
         descriptor = os.open(path, os.O_RDONLY)
@@ -78,15 +78,16 @@ def _flush(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _remove_leftovers(out: Path) -> None:
+def remove_leftovers(out: Path) -> None:
     """Remove what killed exports to the same name left; a live one keeps its folder."""
     for path in out.parent.iterdir():
         process = path.name.removeprefix(f".{out.name}.").removesuffix(".part")
-        if process.isdigit() and path == _hidden(out, "part", int(process)) and not _is_running(int(process)):
+        if process.isdigit() and path == hidden(out, "part", int(process)) and not _is_running(int(process)):
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _hidden(out: Path, kind: str, process: int) -> Path:
+def hidden(out: Path, kind: str, process: int) -> Path:
+    """The name beside `out` under which a process works on it."""
     return out.with_name(f".{out.name}.{process}.{kind}")
 
 

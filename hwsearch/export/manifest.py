@@ -52,6 +52,39 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """New weights put into a bundle; graph, channels and number formats stayed.
+
+    Attributes:
+        version: 1 for the first.
+        created: When.
+        previous_sha256: `Manifest.sha256` of the version it replaced: the updates of a bundle are a chain.
+        scene: What it was adapted to.
+        rungs: Names of the means that stayed.
+        labels: Labelled examples used.
+        before: Accuracy in the scene of the version replaced, None if the scene has no labels to score by.
+        after: Likewise of this version.
+        source_before: Accuracy on the search split of the original data.
+        source_after: Likewise of this version.
+        latency_ratio: Latency as a multiple of the version replaced, measured in turns; None if not measured.
+        seconds: Wall time of adapting and building.
+    """
+
+    version: int
+    created: str
+    previous_sha256: str
+    scene: str
+    rungs: tuple[str, ...]
+    labels: int
+    before: Accuracy | None
+    after: Accuracy | None
+    source_before: Accuracy
+    source_after: Accuracy
+    latency_ratio: float | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """The content of hwsearch.json.
 
@@ -66,6 +99,7 @@ class Manifest:
         preprocessing: What was done to the examples before they became inputs.
         versions: Package -> version when it was searched and measured.
         requirements: Package -> version that computed the samples; what requirements.txt pins.
+        updates: What came after the export, oldest first.
         files: File -> SHA-256, for every other file of the bundle.
         sha256: Of all of the above.
     """
@@ -93,6 +127,7 @@ class Manifest:
     versions: dict[str, str]
     requirements: dict[str, str]
     files: dict[str, str]
+    updates: tuple[Update, ...] = ()
     sha256: str = ""
     schema_version: int = SCHEMA_VERSION
 
