@@ -20,7 +20,7 @@ import optuna
 from numpy.typing import NDArray
 
 from hwsearch.search import storage
-from hwsearch.search.calibrate import Calibration, calibrate
+from hwsearch.search.calibrate import LEAST_SIGMA, Calibration, calibrate
 from hwsearch.search.front import costs_of
 from hwsearch.search.gaps import front_gaps
 from hwsearch.search.pareto import hypervolume_gains
@@ -144,7 +144,7 @@ class GuidedProposer:
         for share in SEEDS[searched:]:
             yield int(np.abs(expected.accuracy - (original - (1 - share) * abs(original))).argmin())
         if searched % 2:
-            yield from _bisecting(expected.chart, trials, corner)
+            yield from _bisecting(expected, trials, corner)
         yield from _promising(expected, trials, corner)
 
     def candidate(self, running: optuna.Trial) -> Candidate:
@@ -233,14 +233,15 @@ def _promising(expected: Expectation, trials: Sequence[Trial], corner: tuple[flo
     return [int(row) for row in np.argsort(-gains, kind="stable") if gains[row] > 0]
 
 
-def _bisecting(chart: Chart, trials: Sequence[Trial], corner: tuple[float, float]) -> Iterator[int]:
+def _bisecting(expected: Expectation, trials: Sequence[Trial], corner: tuple[float, float]) -> Iterator[int]:
     """Rows of the chart in the middle of the front's gaps, the largest gap first."""
     found = (t.outcome for t in trials)
     costs = [costs_of(o.accuracy, o.latency) for o in found if isinstance(o, Success)]
-    for low, high in front_gaps(costs, corner, float(chart.latency_ms[0])):
-        inside = np.flatnonzero((chart.latency_ms > low) & (chart.latency_ms < high))
+    latency = expected.chart.latency_ms
+    for low, high in front_gaps(costs, corner, float(latency[0]), LEAST_SIGMA * abs(_original(trials))):
+        inside = np.flatnonzero((latency > low) & (latency < high))
         if len(inside):
-            yield int(inside[np.abs(chart.latency_ms[inside] - math.sqrt(low * high)).argmin()])
+            yield int(inside[np.abs(latency[inside] - math.sqrt(low * high)).argmin()])
 
 
 def _useful(expected: Expectation, corner: tuple[float, float]) -> tuple[float, float]:

@@ -85,7 +85,9 @@ def run(
     setting: Annotated[list[str] | None, typer.Option("--set")] = None,
 ) -> None:
     """Search with each method and seed; what FOLDER already holds is not repeated."""
-    settings = ["latency=table", "search.patience=null", f"search.evaluations={evaluations}", *(setting or ())]
+    # Limits of the study would end the front where the curves do not.
+    free = ["limits.accuracy_drop_points=null", "search.patience=null", f"search.evaluations={evaluations}"]
+    settings = ["latency=table", *free, *(setting or ())]
     config = load_study(study, settings)
     subject = load_subject(config)
     ready = ready_target(target, config)
