@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from hwsearch.export.verify import verify
     from hwsearch.model.load import load_model
     from hwsearch.report.html import write_report as report
+    from hwsearch.report.images import figure
+    from hwsearch.report.tables import to_frames
     from hwsearch.search.api import Study, search
     from hwsearch.search.run import Run
     from hwsearch.types import Front, SearchSpace, Target
@@ -42,11 +44,13 @@ __all__ = [
     "Target",
     "benchmark",
     "export",
+    "figure",
     "load_model",
     "load_study",
     "reparam",
     "report",
     "search",
+    "to_frames",
     "verify",
 ]
 
@@ -61,11 +65,13 @@ _HOMES = {
     "Target": "hwsearch.types:Target",
     "benchmark": "hwsearch.backends.benchmark:benchmark",
     "export": "hwsearch.export.bundle:export",
+    "figure": "hwsearch.report.images:figure",
     "load_model": "hwsearch.model.load:load_model",
     "load_study": "hwsearch.config:load_study",
     "reparam": "hwsearch.reparam",
     "report": "hwsearch.report.html:write_report",
     "search": "hwsearch.search.api:search",
+    "to_frames": "hwsearch.report.tables:to_frames",
     "verify": "hwsearch.export.verify:verify",
 }
 

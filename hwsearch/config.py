@@ -180,6 +180,12 @@ class SensitivityConfig(Section):
 class StudyConfig(Section):
     """One study, fully resolved: every default filled in, every path absolute.
 
+    Example:
+        >>> from hwsearch.config import make_study
+        >>> study = make_study({"model": "hwsearch.zoo.resnet:resnet20", "data": "digits", "target": "ort-cpu"})
+        >>> isinstance(study, hs.StudyConfig), study.search.evaluations
+        (True, 50)
+
     Attributes:
         model: ``package.module:factory``, ``path/file.py:factory`` or ``path/model.pt2``.
         metric: ``top1``, or a function ``(outputs, targets) -> float`` as ``file.py:name`` or ``package.module:name``.
@@ -260,6 +266,11 @@ class StudyConfig(Section):
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
     """The study in `path`, with ``key=value`` overrides applied and everything resolved.
+
+    Example:
+        >>> study = hs.load_study(study_file, ["search.evaluations=5"])
+        >>> study.search.evaluations, study.targets
+        (5, ('ort-cpu',))
 
     Raises:
         ConfigError: the file or an override is wrong; names the place, what was found and what is allowed.

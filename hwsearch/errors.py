@@ -28,6 +28,13 @@ from collections.abc import Iterable
 class HwSearchError(Exception):
     """A problem hwsearch can explain.
 
+    Example:
+        >>> try:
+        ...     study = hs.load_study("nowhere.yaml")
+        ... except hs.HwSearchError as error:
+        ...     print(error.exit_code)
+        2
+
     Args:
         message: One line: what is wrong.
         where: File and line, or the option, that caused it, with the value found.

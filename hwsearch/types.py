@@ -229,6 +229,12 @@ class Roofline:
 class Target:
     """A device to search for, and what it can do.
 
+    Example:
+        >>> from hwsearch.space.target import load_target
+        >>> target = load_target("ort-cpu", threads=2)
+        >>> isinstance(target, hs.Target), target.ops["conv"].accelerates
+        (True, ('fp32', 'int8'))
+
     Attributes:
         name: e.g. ``ort-cpu``.
         backend: Name of the backend that builds for it, e.g. ``onnxruntime``.
@@ -267,6 +273,11 @@ class Target:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchSpace:
     """All candidates a study may choose from.
+
+    Example:
+        >>> space = hs.Run.open(run_folder).space
+        >>> space.widths["branch"], space.precisions["branch"]
+        ((4, 8), ('int8', 'fp32'))
 
     Attributes:
         widths: Prune group -> channel counts offered, ascending; the last is the full width.
@@ -591,6 +602,11 @@ class FrontPoint:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Front:
     """The result of a search on one target.
+
+    Example:
+        >>> front = hs.Run.open(run_folder).front
+        >>> [point.baseline for point in front.points if point.baseline]  # in order of latency
+        ['int8', 'fp32']
 
     Attributes:
         points: Ascending in latency, baselines included.

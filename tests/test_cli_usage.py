@@ -18,6 +18,7 @@ VERBS = [
     "benchmark",
     "check",
     "compare",
+    "dashboard",
     "demo",
     "doctor",
     "export",
@@ -76,11 +77,13 @@ def test_public_names_are_pinned_sorted_and_there():
         "Target",
         "benchmark",
         "export",
+        "figure",
         "load_model",
         "load_study",
         "reparam",
         "report",
         "search",
+        "to_frames",
         "verify",
     ]
     assert all(callable(getattr(hwsearch, name)) for name in hwsearch.__all__ if name != "reparam")

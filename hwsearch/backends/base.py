@@ -133,7 +133,14 @@ class Session(Protocol):
 
 @runtime_checkable
 class Backend(Protocol):
-    """See the module's docstring. `hwsearch.testing.BackendContract` checks an implementation."""
+    """A device's runtime: see the module's docstring. `hwsearch.testing.BackendContract` checks an implementation.
+
+    Example:
+        >>> from hwsearch.backends.base import get_backend
+        >>> backend = get_backend("onnxruntime")
+        >>> isinstance(backend, hs.Backend), backend.availability().ok
+        (True, True)
+    """
 
     name: str
 

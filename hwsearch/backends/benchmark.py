@@ -59,6 +59,14 @@ def benchmark(
 ) -> BenchmarkResult:
     """Every model's latency and its verdict against the first: faster, slower or tied.
 
+    Example:
+        >>> from hwsearch.backends.base import RunOptions
+        >>> from hwsearch.backends.timing import TimingPolicy
+        >>> quick = TimingPolicy(rounds=4, min_rounds=3, seconds=0.05)
+        >>> found = hs.benchmark([model_file, model_file], "onnxruntime", RunOptions(threads=1), quick)
+        >>> [row.latency.best_ms > 0 for row in found.rows], found.rows[1].against_first is not None
+        ([True, True], True)
+
     Args:
         models: ONNX files, which are built as they are, or files the backend has built (``.xml``, ``.engine``). One
             file may be given several times.

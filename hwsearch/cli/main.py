@@ -21,6 +21,7 @@ import hwsearch
 from hwsearch.cli.benchmark import benchmark
 from hwsearch.cli.bundle import export, verify
 from hwsearch.cli.check import check
+from hwsearch.cli.dashboard import dashboard
 from hwsearch.cli.demo import demo
 from hwsearch.cli.doctor import doctor
 from hwsearch.cli.front import front
@@ -41,7 +42,7 @@ INTERRUPTED = 130
 PANELS = {
     "Start": (demo, init, zoo, doctor, targets),
     "Search": (check, search),
-    "Look": (front, show, compare, report),
+    "Look": (front, show, compare, report, dashboard),
     "Deploy": (export, verify, benchmark, reparam),
 }
 
@@ -50,7 +51,7 @@ app = typer.Typer(
     help="The fastest deployable models at every accuracy, measured on your device.",
     epilog="Exit codes: 0 done, 1 nothing within the limits, 2 bad usage or input, 3 no such backend here, "
     "4 every evaluation failed, 130 interrupted with state saved.",
-    add_completion=False,
+    add_completion=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )

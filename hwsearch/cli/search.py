@@ -70,10 +70,11 @@ def search(
     ]
     every = [run for found in runs for run in found]
     _print_runs(every, fronts_as_one(chosen, runs) if each else [])
+    write_reports(every)
     if not any(trial.feasible for run in every for trial in run.trials):
         note("no evaluation is within the study's limits")
         raise typer.Exit(1)
-    next_step("hwsearch", "report", every[0].path)
+    next_step("hwsearch", "export", every[0].path, "--max-latency-ms", "MS", "--out", "OUT")
 
 
 def search_runs(
@@ -98,6 +99,14 @@ def search_runs(
             return runs
     stderr().print(f"interrupted; every finished evaluation is saved in {folder}\n\nresume: {again}")
     raise typer.Exit(INTERRUPTED)
+
+
+def write_reports(runs: list[Run]) -> None:
+    """Write the report of each run into its folder, and say so."""
+    from hwsearch.report.html import write_report
+
+    for run in runs:
+        note(f"report: {write_report(run, run.path / 'report.html')}")
 
 
 @contextmanager

@@ -95,7 +95,14 @@ class ChosenPoint(Protocol):
 
 
 def export(chosen: ChosenPoint, out: Path | str, *, force: bool = False) -> Path:
-    """`export_bundle` of a chosen point: ``hwsearch.export(study.front().pick(...), "out/")``."""
+    """`export_bundle` of a chosen point.
+
+    Example:
+        >>> study = hs.Study.open(run_folder)
+        >>> bundle = hs.export(study.front().pick(min_accuracy=0.0), "shipped")
+        >>> (bundle / "model.onnx").exists(), (bundle / "infer.py").exists()
+        (True, True)
+    """
     return export_bundle(chosen.run, chosen.key, out, force=force)
 
 

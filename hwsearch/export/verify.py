@@ -68,6 +68,11 @@ def verify_bundle(
 ) -> VerifyReport:
     """Hash every file, run the stored samples, and on request score and time the model again.
 
+    Example:
+        >>> bundle = hs.export(hs.Study.open(run_folder).front().pick(min_accuracy=0.0), "checked")
+        >>> hs.verify(bundle, timing=False).ok
+        True
+
     Args:
         path: A folder that `export_bundle` wrote.
         data: Inputs [N, ...], preprocessed as the model takes them, and targets [N, ...]; None skips accuracy.

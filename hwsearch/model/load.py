@@ -30,6 +30,11 @@ def load_model(
 ) -> nn.Module:
     """The network `spec` names, in eval mode; what a factory leaves to chance comes out the same each time.
 
+    Example:
+        >>> network = hs.load_model("hwsearch.zoo.resnet:resnet20")
+        >>> sum(parameter.numel() for parameter in network.parameters())
+        272474
+
     Args:
         spec: ``package.module:factory``, ``path/file.py:factory`` or ``path/model.pt2``.
         weights: State dict (``.pt``, ``.pth``, ``.th``, ``.safetensors``), bare or under ``state_dict``, ``model`` or

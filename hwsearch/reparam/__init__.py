@@ -1,8 +1,11 @@
 """Train big, infer small: branches that exist while training and merge into one convolution.
 
-big = hs.reparam.expand(model, "orepa")     # computes what `model` computes
-...                                         # train it
-small = hs.reparam.merge(big)               # the layers of `model`, better weights
+Example:
+    >>> model = hs.load_model("hwsearch.zoo.resnet:resnet20")
+    >>> big = hs.reparam.expand(model, "orepa")  # computes what `model` computes; train it
+    >>> small = hs.reparam.merge(big)  # the layers of `model`, with better weights
+    >>> [name for name, _ in small.named_children()] == [name for name, _ in model.named_children()]
+    True
 """
 
 from hwsearch.reparam.expand import expand

@@ -77,7 +77,17 @@ class StudyFront:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """A finished or interrupted search of one target."""
+    """A finished or interrupted search of one target.
+
+    Example:
+        >>> study = hs.Study.open(run_folder)
+        >>> frame = study.to_frame()
+        >>> frame.loc[frame["baseline"] == "fp32", "key"].item() == study.trials[0].candidate.key
+        True
+        >>> fastest = min(study.front(), key=lambda point: point.latency_ms)
+        >>> hs.report(study.run, "report.html").name
+        'report.html'
+    """
 
     run: Run
 
@@ -117,6 +127,13 @@ def search(
     **settings: Any,
 ) -> Study:
     """Search one target and return the study; resumes if it exists.
+
+    Example:
+        >>> tpe = {"sampler": "tpe"}  # quicker here than the default, which first asks what each choice does
+        >>> study = hs.search(network, data=data, metric="top1", target=target, evaluations=4, search=tpe)
+        >>> best = study.front().pick(max_latency_ms=1000)  # the most accurate model under the limit
+        >>> len(study.trials), best.accuracy >= 0
+        (4, True)
 
     Args:
         model: A network, or the path of a study file (then the arguments after `metric` other than `target`, `out` and

@@ -64,6 +64,13 @@ class Identity:
 class Run:
     """A search of one target, as it stands on disk.
 
+    Example:
+        >>> run = hs.Run.open(run_folder)
+        >>> run.trials[0].baseline, run.target.name
+        ('fp32', 'fake')
+        >>> run.pick(min_accuracy=0.0).on_front
+        True
+
     Attributes:
         path: The run folder.
         config: The resolved study.
