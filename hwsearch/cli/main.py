@@ -27,6 +27,7 @@ from hwsearch.cli.doctor import doctor
 from hwsearch.cli.front import front
 from hwsearch.cli.init import init
 from hwsearch.cli.inspect import compare, show
+from hwsearch.cli.merge import merge
 from hwsearch.cli.output import FLAGS, Flags, flags, print_error, print_text
 from hwsearch.cli.reparam import reparam
 from hwsearch.cli.report import report
@@ -43,7 +44,7 @@ PANELS = {
     "Start": (demo, init, zoo, doctor, targets),
     "Search": (check, search),
     "Look": (front, show, compare, report, dashboard),
-    "Deploy": (export, verify, benchmark, reparam),
+    "Deploy": (export, verify, benchmark, merge, reparam),
 }
 
 app = typer.Typer(
