@@ -199,6 +199,17 @@ def test_adapters_of_a_vit_base_have_as_many_weights_as_published():
     assert found.trained_bytes == 4 * found.trained
 
 
+def test_low_rank_maps_go_to_the_layers_named_and_no_others(tmp_path):
+    pytest.importorskip("peft")
+    base, spec = small_resnet(), AdapterSpec(kind="lora", rank=2, layers=("conv1",))
+    learnt = trained(insert(base, spec))
+    assert size(learnt).adapters == 1  # not layer1.0.conv1, which ends alike
+    save_adapter(tmp_path, learnt, base, spec)
+    x = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(load_adapter(tmp_path, base)(x), learnt(x))
+
+
 def test_a_file_holds_what_a_scene_adds_and_nothing_of_the_base(tmp_path):
     base = small_resnet()
     spec = AdapterSpec(rank=4, layers=("layer3*",))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +28,9 @@ def insert_lora(model: nn.Module, layers: Sequence[str], rank: int, scale: float
     trained = [name for name, value in model.named_parameters() if value.requires_grad]
     # peft multiplies by lora_alpha / r, and takes fractions although it says integers.
     alpha: Any = scale * rank
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(layers))
+    # A list would also match layers whose names end like one of these; an expression matches whole names.
+    names = "|".join(map(re.escape, layers))
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=f"({names})")
     adapted: nn.Module = inject_adapter_in_model(config, model)
     for name in trained:  # peft freezes everything but its own
         adapted.get_parameter(name).requires_grad_()

@@ -33,9 +33,9 @@ class Migration:
 
     spec: AdapterSpec = field(default_factory=AdapterSpec)
     steps: int = 200
-    lr: float = 3e-3
+    lr: float = 1e-2
     calibration: float = 0.1
-    distillation: float = 1.0
+    distillation: float = 0.1
     seed: int = 0
 
 

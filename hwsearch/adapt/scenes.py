@@ -78,6 +78,21 @@ def load_scene(spec: str, fit: Fit, *, shots: int = 10, seed: int = 0, base_dir:
     return divide(name, inputs, targets if labelled else None, fit.classes, shots=shots, seed=seed)
 
 
+def load_stream(spec: str, fit: Fit, *, base_dir: Path | None = None) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Labelled examples in the order in which they came, inputs [N, ...] and classes [N]; arguments as `load_scene`.
+
+    Raises:
+        DataError: as `load_scene`, or there are no labels.
+    """
+    pool, labelled = _pool(spec, fit, base_dir or Path.cwd())
+    if not labelled:
+        raise DataError(f"{spec} has no labels", hint="updates learn from labelled examples; add `labels`")
+    inputs, targets = pool.load(np.arange(len(pool.targets))), np.asarray(pool.targets, np.int64)
+    _check_shape(Path(spec).name, inputs, fit)
+    _check_labels(Path(spec).name, targets, fit)
+    return inputs, targets
+
+
 def divide(
     name: str,
     inputs: NDArray[np.float32],

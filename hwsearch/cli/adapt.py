@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hwsearch.cli.adapt_watch import watch
 from hwsearch.cli.output import flags, next_step, note, print_facts, print_json, print_table
 from hwsearch.cli.verb import verb
 from hwsearch.errors import ConfigError
@@ -114,6 +115,9 @@ def update(
     next_step("hwsearch", "verify", bundle)
 
 
+app.command()(watch)
+
+
 @app.command()
 @verb
 def rollback(bundle: Bundle) -> None:
@@ -158,7 +162,7 @@ def _climbed(
         network=found.network,
         spec=None if found.how is None else found.how.spec,
         rungs=tuple(step.rung for step in found.steps if step.kept),
-        labels=sum(step.labels for step in found.steps if step.kept),
+        labels=len(scene.scene.labels),
         seconds=time.perf_counter() - started,
     )
 
@@ -227,12 +231,12 @@ def _print_steps(found: Climb) -> None:
 
 
 def _update_facts(made: Update) -> dict[str, str]:
-    scored = made.before is not None and made.after is not None
+    scene = "no labels to score by"
+    if made.before is not None and made.after is not None:
+        scene = f"{made.before.value:.4f} -> {made.after.value:.4f} on {made.after.examples} examples"
     return {
         "version": str(made.version),
-        "scene": f"{made.before.value:.4f} -> {made.after.value:.4f} on {made.after.examples} examples"
-        if scored and made.before is not None and made.after is not None
-        else "no labels to score by",
+        "scene": scene,
         "source": f"{made.source_before.value:.4f} -> {made.source_after.value:.4f}",
         "latency": "" if made.latency_ratio is None else f"{made.latency_ratio:.3f} of the version before",
         "seconds": f"{made.seconds:.1f}",
