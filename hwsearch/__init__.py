@@ -16,7 +16,7 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hwsearch import reparam
+    from hwsearch import adapt, reparam
     from hwsearch.backends.base import Backend
     from hwsearch.backends.benchmark import benchmark
     from hwsearch.config import StudyConfig, load_study
@@ -44,6 +44,7 @@ __all__ = [
     "Target",
     "benchmark",
     "export",
+    "adapt",
     "figure",
     "load_model",
     "load_study",
@@ -67,6 +68,7 @@ _HOMES = {
     "export": "hwsearch.export.bundle:export",
     "figure": "hwsearch.report.images:figure",
     "load_model": "hwsearch.model.load:load_model",
+    "adapt": "hwsearch.adapt",
     "load_study": "hwsearch.config:load_study",
     "reparam": "hwsearch.reparam",
     "report": "hwsearch.report.html:write_report",

@@ -75,6 +75,7 @@ def test_public_names_are_pinned_sorted_and_there():
         "Study",
         "StudyConfig",
         "Target",
+        "adapt",
         "benchmark",
         "export",
         "figure",
@@ -86,8 +87,9 @@ def test_public_names_are_pinned_sorted_and_there():
         "to_frames",
         "verify",
     ]
-    assert all(callable(getattr(hwsearch, name)) for name in hwsearch.__all__ if name != "reparam")
+    assert all(callable(getattr(hwsearch, name)) for name in hwsearch.__all__ if name not in ("adapt", "reparam"))
     assert callable(hwsearch.reparam.expand)
+    assert callable(hwsearch.adapt.insert)
 
 
 def test_public_functions_win_over_packages_of_the_same_name():

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import typer
 
 import hwsearch
+from hwsearch.cli.adapt import app as adapt
 from hwsearch.cli.benchmark import benchmark
 from hwsearch.cli.bundle import export, verify
 from hwsearch.cli.check import check
@@ -62,6 +63,7 @@ for panel, commands in PANELS.items():
 app.add_typer(table, rich_help_panel="Search")
 
 
+app.add_typer(adapt, rich_help_panel="Deploy")
 def _print_version(value: bool) -> None:
     if value:
         print_text(f"hwsearch {hwsearch.__version__}")
