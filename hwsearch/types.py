@@ -232,8 +232,8 @@ class Target:
     Example:
         >>> from hwsearch.space.target import load_target
         >>> target = load_target("ort-cpu", threads=2)
-        >>> isinstance(target, hs.Target), target.ops["conv"].accelerates
-        (True, ('fp32', 'int8'))
+        >>> isinstance(target, hs.Target), target.threads, target.ops["conv"].accelerates
+        (True, 2, ('int8',))
 
     Attributes:
         name: e.g. ``ort-cpu``.
@@ -276,8 +276,8 @@ class SearchSpace:
 
     Example:
         >>> space = hs.Run.open(run_folder).space
-        >>> space.widths["branch"], space.precisions["branch"]
-        ((4, 8), ('int8', 'fp32'))
+        >>> space.widths["stem"], space.precisions["stem"], space.droppable
+        ((4, 8), ('int8', 'fp32'), ('branch',))
 
     Attributes:
         widths: Prune group -> channel counts offered, ascending; the last is the full width.

@@ -33,7 +33,7 @@ def load_model(
     Example:
         >>> network = hs.load_model("hwsearch.zoo.resnet:resnet20")
         >>> sum(parameter.numel() for parameter in network.parameters())
-        272474
+        272282
 
     Args:
         spec: ``package.module:factory``, ``path/file.py:factory`` or ``path/model.pt2``.

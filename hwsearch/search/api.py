@@ -129,8 +129,7 @@ def search(
     """Search one target and return the study; resumes if it exists.
 
     Example:
-        >>> tpe = {"sampler": "tpe"}  # quicker here than the default, which first asks what each choice does
-        >>> study = hs.search(network, data=data, metric="top1", target=target, evaluations=4, search=tpe)
+        >>> study = hs.search(network, data=data, metric="top1", target=target, evaluations=4, **settings)
         >>> best = study.front().pick(max_latency_ms=1000)  # the most accurate model under the limit
         >>> len(study.trials), best.accuracy >= 0
         (4, True)
