@@ -81,14 +81,14 @@ def benchmark(
         EvaluationError: a model cannot be built or run.
     """
     _check(models)
-    names = _names(models)
+    names = names_of(models)
     environment = read_environment()
     with tempfile.TemporaryDirectory(prefix="hwsearch-") as folder, Worker(backend, options, policy=policy) as worker:
         device = worker.device()
         artifacts = {}
         for number, (name, path) in enumerate(zip(names, models, strict=True)):
             progress(f"building {name} ({number + 1}/{len(models)})")
-            artifacts[name] = _artifact(worker, path, Path(folder) / str(number)), options
+            artifacts[name] = artifact_of(worker, path, Path(folder) / str(number)), options
         seconds = (policy.seconds + policy.warmup_seconds) * len(models)
         progress(f"measuring {len(models)} models in turns, at most {seconds:.0f} s")
         timeout_s = START_TIMEOUT_S + 2 * seconds + _SECONDS_PER_SLOW_MODEL * len(models)
@@ -116,14 +116,15 @@ def _check(models: Sequence[Path]) -> None:
             raise ConfigError(f"not a model file: {path}", where=f"suffix `{path.suffix}`", allowed=allowed)
 
 
-def _names(models: Sequence[Path]) -> list[str]:
+def names_of(models: Sequence[Path]) -> list[str]:
     """The files' names; full paths where names repeat, and a number where paths do too."""
     names = [path.name for path in models]
     names = [str(path) if names.count(path.name) > 1 else path.name for path in models]
     return [f"{name} #{names[:i].count(name) + 1}" if names.count(name) > 1 else name for i, name in enumerate(names)]
 
 
-def _artifact(worker: Worker, path: Path, folder: Path) -> Artifact:
+def artifact_of(worker: Worker, path: Path, folder: Path) -> Artifact:
+    """The model file as the backend opens it: built into `folder`, or as it is if it has been built."""
     if path.suffix == ".onnx":
         return worker.build(path, LowerRequest(precision={}), folder, timeout_s=BUILD_TIMEOUT_S)
     files = [path] + [path.with_suffix(".bin")] * (path.suffix == ".xml")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from hwsearch.backends.base import LowerRequest, RunOptions
+from hwsearch.backends.energy import Energy
 from hwsearch.backends.process import Exit, ExitedError, LineProcess, NoAnswerError
 from hwsearch.backends.timing import DEFAULT_POLICY, Samples, TimingPolicy, summarise
 from hwsearch.errors import BackendUnavailableError, ConfigError, EvaluationError
@@ -156,6 +157,23 @@ class Worker:
             for name, (_, options) in artifacts.items()
             if name in samples
         }
+
+    def run(self, artifact: Artifact, options: RunOptions, examples: int, *, timeout_s: float) -> None:
+        """Run the model on so many examples, in whole batches; its session stays open for the next call."""
+        model = {"artifact": to_json(artifact), "options": to_json(options)}
+        self._call("run", timeout_s, model=model, examples=examples)
+
+    def energy(self, artifact: Artifact, options: RunOptions, *, timeout_s: float) -> Energy | None:
+        """Energy per example net of idle; None where the machine counts none."""
+        model = {"artifact": to_json(artifact), "options": to_json(options)}
+        found = self._call("energy", timeout_s, model=model)
+        return None if found is None else from_json(Energy, found)
+
+    def cpu_ms(self, artifact: Artifact, options: RunOptions, *, seconds: float, timeout_s: float) -> float:
+        """Processor time per example over all threads of the runtime, from about so many seconds of inference."""
+        model = {"artifact": to_json(artifact), "options": to_json(options)}
+        found: float = self._call("cpu_ms", timeout_s, model=model, seconds=seconds)
+        return found
 
     def sample(
         self,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import json
+import math
 import os
 import resource
 import shutil
@@ -26,6 +27,7 @@ import numpy as np
 
 from hwsearch.backends.base import Backend, LowerRequest, RunOptions, Session, get_backend
 from hwsearch.backends.campaign import measure_interleaved
+from hwsearch.backends.energy import Powercap, measure_energy
 from hwsearch.backends.timing import TimingPolicy
 from hwsearch.errors import BackendUnavailableError, HwSearchError
 from hwsearch.types import Artifact, TensorRange, from_json, to_json
@@ -40,6 +42,7 @@ class Child:
     def __init__(self, backend: Backend, options: RunOptions) -> None:
         self._backend = backend
         self._options = options
+        self._kept: tuple[dict[str, Any], Session] | None = None
 
     def device(self) -> Any:
         """Fingerprint of what runs with the worker's options."""
@@ -86,6 +89,30 @@ class Child:
         )
         return to_json(samples)
 
+    def run(self, model: dict[str, Any], examples: int) -> None:
+        """Inferences on so many examples, in whole batches, by a session that is opened once."""
+        if self._kept is None or self._kept[0] != model:
+            self._kept = model, self._sessions(model, 1)[0]
+        session = self._kept[1]
+        for _ in range(math.ceil(examples / session.input_shape[0])):
+            session.step()
+
+    def energy(self, model: dict[str, Any]) -> Any:
+        """Energy per example net of idle, or None."""
+        meter = Powercap.find()
+        if meter is None:
+            return None
+        session = self._sessions(model, 1)[0]
+        return to_json(measure_energy(session.step, session.input_shape[0], meter))
+
+    def cpu_ms(self, model: dict[str, Any], seconds: float) -> float:
+        """Processor time per example, over all threads; what comes first, to warm up, does not count."""
+        session = self._sessions(model, 1)[0]
+        _steps(session, seconds / 4)
+        before = time.process_time_ns()
+        calls = _steps(session, seconds)
+        return (time.process_time_ns() - before) / 1e6 / calls / session.input_shape[0]
+
     def _opened(self, models: dict[str, Any], count: int, *, partial: bool) -> dict[str, list[Session]]:
         """Sessions of all models; if `partial`, of those that can be opened, and the log says why others cannot."""
         found: dict[str, list[Session]] = {}
@@ -117,6 +144,15 @@ def _predict_batch(session: Session, examples: Any, batch: int) -> Any:
     count = len(examples)
     full = examples if count == batch else np.take(examples, np.arange(batch) % count, axis=0)
     return session.run(np.ascontiguousarray(full, dtype=np.float32))[:count].astype(np.float32)
+
+
+def _steps(session: Session, seconds: float) -> int:
+    """Inferences made in about so many seconds; at least one."""
+    calls, end = 0, time.monotonic() + seconds
+    while not calls or time.monotonic() < end:
+        session.step()
+        calls += 1
+    return calls
 
 
 def start(backend: str, options: Any, memory_bytes: int | None) -> Child:
