@@ -99,7 +99,7 @@ def open_deployed(folder: Path | str, *, subject: Subject | None = None) -> Depl
         raise BundleError(f"{folder} is damaged", where=f"{name}: {what}", hint="export the model again")
     _check_rebuildable(manifest)
     config = load_study(folder / "study.yaml")
-    subject = subject or load_subject(config)
+    subject = subject or _load(config)
     found = subject.network.source.sha256
     if found != manifest.source_sha256:
         raise ConfigError(
@@ -113,6 +113,15 @@ def open_deployed(folder: Path | str, *, subject: Subject | None = None) -> Depl
     images = subject.splits.calibrate.inputs
     source = Source(statistics=measure(base, images), replay=images[:REPLAY])
     return Deployed(folder, manifest, config, subject, base, current, source)
+
+
+def _load(config: StudyConfig) -> Subject:
+    if config.reparam is not None:
+        raise ConfigError(
+            "the study trains its network first (`reparam`), and those weights are not in the bundle",
+            hint="from Python, hand the trained network over: open_deployed(bundle, subject=...)",
+        )
+    return load_subject(config)
 
 
 def _check_rebuildable(manifest: Manifest) -> None:
