@@ -53,11 +53,9 @@ def time(report):
     """Of the setting that was computed, not only counted."""
     step = report["step_ms"]
     each = ", ".join(f"{step[form]:.0f} ms {name}" for form, name in zip(FORMS, ("plain", "DBB", "OREPA"), strict=True))
-    return textwrap.fill(
-        f"A step at width .25 takes {each} (median of {report['steps']} in turns, threads of torch: {report['threads']}): "
-        f"OREPA's is **{report['dbb_over_orepa']:.2f} times** as fast as DBB's.",
-        width=120,
-    )
+    how = f"median of {report['steps']} in turns, threads of torch: {report['threads']}"
+    ratio = f"OREPA's is **{report['dbb_over_orepa']:.2f} times** as fast as DBB's."
+    return textwrap.fill(f"A step at width .25 takes {each} ({how}): {ratio}", width=120)
 
 
 def percent(share):
