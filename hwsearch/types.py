@@ -584,6 +584,7 @@ class FrontPoint:
         tied_with: Keys of points whose difference is within the noise.
         build_spread: How much longer the slower of two builds of the model took than the faster, as a fraction; None
             where building twice gives the same file.
+        training_minutes: Spent on training the model; None if it was not trained.
     """
 
     key: str
@@ -597,6 +598,7 @@ class FrontPoint:
     on_front: bool
     tied_with: tuple[str, ...] = ()
     build_spread: float | None = None
+    training_minutes: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -89,6 +89,7 @@ def point_document(point: FrontPoint) -> dict[str, Any]:
         "split": point.accuracy.split,
         "latency_source": point.latency.source,
         "build_spread": point.build_spread,
+        "training_minutes": point.training_minutes,
     }
 
 
@@ -161,9 +162,13 @@ def _cells(point: FrontPoint, points: Sequence[FrontPoint]) -> list[str]:
         speed_up(point, points),
         f"{point.size_bytes / 1e6:.3f}",
         "*" if point.on_front else "",
-        point.baseline or "",
+        point.baseline or _trained(point),
         "" if latency.source == "measured" else latency.source,
     ]
+
+
+def _trained(point: FrontPoint) -> str:
+    return "" if point.training_minutes is None else f"trained {point.training_minutes:.1f} min"
 
 
 def _half_width(interval: tuple[float, float] | None, form: str) -> str:

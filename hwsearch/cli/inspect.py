@@ -129,6 +129,7 @@ def _facts(run: Run, trial: Trial) -> dict[str, str]:
         **({"zeros": f"{1 - outcome.nonzero / outcome.params:.1%} of params"} if trial.candidate.pattern else {}),
         "macs": f"{outcome.macs:,}",
         "on the front": "yes" if point and point.on_front else "no",
+        "minutes of training": f"{trial.seconds['recover'] / 60:.1f}" if "recover" in trial.seconds else "",
         "tied with": ", ".join(point.tied_with) if point else "",
     }
 

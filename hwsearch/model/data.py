@@ -154,7 +154,19 @@ def _given(pools: Pools, config: Any) -> Splits:
                 hint="splits must be disjoint; give train and test, or one set, and they are drawn for you",
             )
     calibrate, search, report = (_split(name, pools[name], chosen[name]) for name in SPLITS)
-    return Splits(calibrate=calibrate, search=search, report=report)
+    held = set().union(*digests.values())
+    return Splits(calibrate=calibrate, search=search, report=report, rest=_given_rest(pools, held))
+
+
+def _given_rest(pools: Pools, held: set[bytes]) -> tuple[Pool, Indices] | None:
+    """The user's own training examples, but for the few that the splits hold as well; more than a few are a leak."""
+    train = pools.get("train")
+    if train is None:
+        return None
+    for name in ("search", "report"):
+        _check_leak(train, pools[name])
+    left = [i for i, digest in enumerate(train.digests) if digest not in held]
+    return (train, np.asarray(left, np.int64)) if left else None
 
 
 def _first(name: str, available: int, count: int | None) -> Indices:

@@ -26,7 +26,12 @@ DIGITS_TEST = 800
 
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
-SHAPES_OF_DATA = (("calibrate", "search", "report"), ("train", "test"), ("all",))
+SHAPES_OF_DATA = (
+    ("calibrate", "search", "report"),
+    ("calibrate", "search", "report", "train"),
+    ("train", "test"),
+    ("all",),
+)
 
 
 def load_pools(config: Any, *, base_dir: Path) -> Pools:
@@ -68,15 +73,15 @@ def pools_from(value: Any, config: Any) -> Pools:
     """Pools out of what a data factory returns; see `load_pools` for their names.
 
     Args:
-        value: Dictionary with ``calibrate``, ``search`` and ``report``, or with ``train`` and ``test``, or one pair
-            ``(inputs, targets)`` or loader for all.
+        value: Dictionary with ``calibrate``, ``search`` and ``report`` (and ``train``, for studies that train), or
+            with ``train`` and ``test``, or one pair ``(inputs, targets)`` or loader for all.
         config: A `DataConfig`, for its `normalize`.
     """
     named = dict(value) if isinstance(value, Mapping) else {"all": value}
     if not any(set(names) == set(named) for names in SHAPES_OF_DATA):
         raise DataError(
             "the data factory returned a dictionary with keys " + ", ".join(map(str, named)),
-            allowed="calibrate, search and report; or train and test; or one pair (inputs, targets)",
+            allowed="calibrate, search, report and perhaps train; or train and test; or one pair (inputs, targets)",
         )
     normalize = _normalize(config, None)
     return {name: pool_from(part, f"`{name}`", normalize) for name, part in named.items()}

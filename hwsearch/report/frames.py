@@ -55,6 +55,7 @@ EVALUATION_COLUMNS = [
     "dropped",
     "tied_with",
     "seconds",
+    "training_minutes",
 ]
 FAILURE_COLUMNS = ("number", "key", "stage", "kind", "message", "hint", "log")
 
@@ -190,6 +191,7 @@ def _evaluation(
         "macs_ratio": found.macs / max(1, sum(layer.macs for layer in run.source.layers)),
         "tied_with": point.tied_with if point else (),
         "seconds": sum(trial.seconds.values()),
+        "training_minutes": trial.seconds.get("recover", 0.0) / 60,
     }
     return row | _measured(accuracy, latency) | _choices(trial.candidate, run.source)
 

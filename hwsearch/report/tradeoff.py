@@ -167,6 +167,8 @@ def _hover(row: pd.Series, units: Units) -> str:
     ]
     if row["dropped"]:
         lines.append(f"dropped: {row['dropped']}")
+    if row["training_minutes"]:
+        lines.append(f"trained for {row['training_minutes']:.1f} min")
     if row["tied_with"]:
         lines.append(f"tied within the noise with {', '.join(row['tied_with'])}")
     if row["final"]:

@@ -13,11 +13,11 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self
 
 import numpy as np
@@ -30,7 +30,8 @@ from hwsearch.backends.timing import TimingPolicy
 from hwsearch.backends.worker import Worker
 from hwsearch.compress.quantize import bins_for, ranges
 from hwsearch.compress.reconstruct import Reconstructor, Settings
-from hwsearch.compress.stitch import stitch
+from hwsearch.compress.recover import is_trained
+from hwsearch.compress.stitch import bind, stitch
 from hwsearch.config import StudyConfig
 from hwsearch.errors import EvaluationError, HwSearchError
 from hwsearch.model.data import Splits
@@ -39,6 +40,7 @@ from hwsearch.model.graph import Network
 from hwsearch.model.metric import Metric
 from hwsearch.search.judge import Judge, batch_size
 from hwsearch.search.latency import latency_source
+from hwsearch.search.training import Trainer
 from hwsearch.store import atomic_write
 from hwsearch.types import (
     PRECISIONS,
@@ -97,10 +99,22 @@ class Evaluator:
         subject: Network, data and metric.
         target: Device to build for and measure on.
         config: The study.
-        folder: The run folder; arrays, artifacts and logs go below ``work/``.
+        folder: The run folder; arrays, artifacts and logs go below ``work/``. Repaired pieces of the network, which are
+            the same for all targets, go beside it.
+        stop: Asked while a candidate is trained; ends that.
+        on_epoch: Told each epoch of it and its mean loss.
     """
 
-    def __init__(self, subject: Subject, target: Target, config: StudyConfig, folder: Path) -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        target: Target,
+        config: StudyConfig,
+        folder: Path,
+        *,
+        stop: Callable[[], bool] = lambda: False,
+        on_epoch: Callable[[int, float], None] = lambda _epoch, _loss: None,
+    ) -> None:
         self.subject, self.target, self.config, self.folder = subject, target, config, folder
         self.work = folder / "work"
         self.reference: tuple[Artifact, RunOptions] | None = None
@@ -116,9 +130,13 @@ class Evaluator:
             subject.network,
             subject.splits.calibrate.inputs,
             settings=Settings(selection=config.recover.selection),
-            folder=self.work / "pieces",
+            folder=folder.parent / "pieces",
         )
         self.judge = Judge(subject.network, subject.splits, subject.metric, self.work)
+        self.trainer = Trainer(
+            subject.network, subject.splits, subject.metric, config, self.reconstructor, self.judge,
+            self.work / "trained", stop=stop, on_epoch=on_epoch,
+        )  # fmt: skip
         self._seen: dict[int, dict[str, Observation]] = {}
         for split in (subject.splits.calibrate, subject.splits.search, subject.splits.report):
             self._save(split.name, "inputs", split.inputs)
@@ -243,10 +261,9 @@ class Evaluator:
         folder = self.work / "artifacts" / candidate.key
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        with watch.on("stitch"):
-            compressed = self._stitch(candidate)
+        compressed, learned = self._compressed(candidate, watch)
         with watch.on("build"):
-            artifact = self._build(compressed, candidate, folder)
+            artifact = self._build(compressed, candidate, folder, learned)
         with watch.on("accuracy"):
             accuracy = self._screened(artifact, candidate, baseline)
         with watch.on("inspect"):
@@ -273,7 +290,7 @@ class Evaluator:
     def _screened(self, artifact: Artifact, candidate: Candidate, baseline: bool) -> Accuracy:
         """Accuracy on the search split; on its first examples alone where those rule the candidate out of the front."""
         inputs = self.subject.splits.search.inputs
-        if baseline or len(inputs) < 2 * SCREEN_IMAGES:
+        if baseline or is_trained(candidate) or len(inputs) < 2 * SCREEN_IMAGES:
             return self.accuracy(artifact, candidate, "search")
         for name, part in (("screen", inputs[:SCREEN_IMAGES]), ("rest", inputs[SCREEN_IMAGES:])):
             if not self._array(name, "inputs").exists():
@@ -283,6 +300,19 @@ class Evaluator:
         if self.latency.rules_out(candidate, first):
             return first
         return self.judge.accuracy(np.concatenate([outputs, self._outputs(artifact, candidate, "rest")]), "search")
+
+    def _compressed(self, candidate: Candidate, watch: Stopwatch) -> tuple[CompressedModel, Mapping[str, TensorRange]]:
+        """The candidate with its weights, and ranges that were learned with them."""
+        if not is_trained(candidate):
+            with watch.on("stitch"):
+                return self._stitch(candidate), {}
+        network, path = self.subject.network, self.work / "float.onnx"
+        with watch.on("recover"):
+            found = self.trainer.recovered(
+                candidate, lambda parameters: self._ranges(bind(network, candidate, parameters, path), candidate)
+            )
+        watch.seconds["recover"] = found.seconds  # of earlier processes as well
+        return bind(network, candidate, found.parameters, path), found.ranges
 
     def _stitch(self, candidate: Candidate, refit_images: int | None = None) -> CompressedModel:
         return stitch(
@@ -295,8 +325,15 @@ class Evaluator:
             refit_images=refit_images,
         )
 
-    def _build(self, compressed: CompressedModel, candidate: Candidate, folder: Path) -> Artifact:
-        request = LowerRequest(precision=compressed.precision, ranges=self._ranges(compressed, candidate))
+    def _build(
+        self,
+        compressed: CompressedModel,
+        candidate: Candidate,
+        folder: Path,
+        learned: Mapping[str, TensorRange] = MappingProxyType({}),
+    ) -> Artifact:
+        found = {**self._ranges(compressed, candidate), **learned}
+        request = LowerRequest(precision=compressed.precision, ranges=found)
         artifact = self._builder.build(
             Path(compressed.path),
             request,
@@ -322,7 +359,7 @@ class Evaluator:
         bins = bins_for(method)
         model = onnx.load(compressed.path)
         tensors = self._backend.tensors_to_observe(model, compressed.precision)
-        if not candidate.complete:
+        if is_trained(candidate) or not candidate.complete:
             seen = self._observed(compressed, tensors, bins)
         else:  # the whole network: what one candidate looks at, others will
             seen = self._seen.setdefault(bins, {})

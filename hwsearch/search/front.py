@@ -89,6 +89,7 @@ def assemble(
                 macs=trial.outcome.macs,
                 on_front=False,
                 build_spread=(build_spreads or {}).get(key),
+                training_minutes=trial.seconds["recover"] / 60 if "recover" in trial.seconds else None,
             )
         )
     return judged(points, target=target, device=device, objectives=objectives, final=final)

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import optuna
 
+from hwsearch.compress.recover import is_trained
 from hwsearch.config import StudyConfig
 from hwsearch.search import storage
 from hwsearch.search.limits import constraints, corner
@@ -50,6 +51,11 @@ class Search:
         """Every finished evaluation, read from the database."""
         return storage.read_trials(self.study)
 
+    @property
+    def searched(self) -> tuple[Trial, ...]:
+        """Those of the search proper: all but models that were trained in the end."""
+        return tuple(trial for trial in self.trials if not is_trained(trial.candidate))
+
 
 def run_baselines(search: Search) -> None:
     """Evaluate the uniform settings; the fp32 model is the reference of every later measurement."""
@@ -64,27 +70,27 @@ def run_loop(search: Search) -> str:
     """Evaluate one proposal after another until the budget is spent, and say why the search ended where it was not."""
     started: float | None = None
     deadline = _deadline(search.config)
-    first = len(search.trials)
-    while len(search.trials) < search.total and not search.stop.is_set():
+    first = len(search.searched)
+    while len(search.searched) < search.total and not search.stop.is_set():
         if time.monotonic() > deadline:
             return f"stopped after {search.config.search.stop_minutes:g} minutes"
         if _stalled(search, first):
             return f"stopped: the last {search.config.search.patience} evaluations improved nothing"
-        done = len(search.trials)
+        done = len(search.searched)
         pace = (time.monotonic() - started) / (done - first) if started and done > first else None
         tell(search, "search", "", seconds_left=pace * (search.total - done) if pace else None)
-        search.proposer.queue(search.trials)
+        search.proposer.queue(search.searched)
         if search.stop.is_set():
             break
         started = started or time.monotonic()  # not before what the first proposal needs is there
-        if not _step(search) and not search.proposer.queue_unseen(search.trials):
+        if not _step(search) and not search.proposer.queue_unseen(search.searched):
             return "every candidate of the space has been evaluated"
     return ""
 
 
 def _stalled(search: Search, first: int) -> bool:
     """Whether the evaluations of this session, from the `first` on, have stopped improving anything."""
-    trials, config = search.trials, search.config
+    trials, config = search.searched, search.config
     patience = config.search.patience
     return len(trials) - first >= (patience or 0) and stalled(trials, corner(trials, config), patience)
 
@@ -119,7 +125,7 @@ def _step(search: Search) -> bool:
         outcome=outcome,
         constraints=constraints(outcome, search.config, yardstick),
         seconds=seconds,
-        fidelity=_fidelity(outcome, yardstick),
+        fidelity="F3" if is_trained(candidate) else _fidelity(outcome, yardstick),
         finished_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
     )
     storage.record(search.study, running, trial)

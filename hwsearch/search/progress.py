@@ -12,8 +12,10 @@ class Progress:
 
     Attributes:
         target: Target being searched.
-        stage: ``prepare``, ``latency``, ``baselines``, ``sensitivity``, ``search``, ``finalists`` or ``done``.
-        done, total: Finished evaluations and how many are planned; in ``sensitivity``, of single choices.
+        stage: ``prepare``, ``latency``, ``baselines``, ``sensitivity``, ``search``, ``recover``, ``finalists``
+            or ``done``.
+        done, total: Finished evaluations and how many are planned; in ``sensitivity``, of single choices; in
+            ``recover``, of epochs.
         best: The best feasible model so far in words, e.g. ``0.31 ms at 91.2 %, 2.4x faster than fp32``.
         seconds_left: Estimate, or None while unknown.
         message: What is happening now.

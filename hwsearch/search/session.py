@@ -6,8 +6,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from hwsearch.compress.recover import is_trained
 from hwsearch.config import StudyConfig
 from hwsearch.search import storage
 from hwsearch.search.evaluate import Evaluator, Subject
@@ -17,7 +19,7 @@ from hwsearch.search.guided import GuidedProposer
 from hwsearch.search.latency import compute_table, record_explanation
 from hwsearch.search.loop import Search, run_baselines, tell
 from hwsearch.search.prepare import for_target, identity, space_for
-from hwsearch.search.progress import Watcher
+from hwsearch.search.progress import Progress, Watcher
 from hwsearch.search.proposals import LayerProposer, Proposer
 from hwsearch.search.run import Identity, storage_url
 from hwsearch.search.samplers import make_sampler
@@ -55,7 +57,8 @@ def opened(
     with locked(folder), storage.failures_explained(storage_url(own, folder)):
         owner, study_name = claim(folder, wanted, own)
         compute_table(subject.network, wanted.space, target, own)
-        with Evaluator(subject, target, own, folder) as evaluator:
+        epochs = partial(_tell_epoch, watch, target.name)
+        with Evaluator(subject, target, own, folder, stop=stop.is_set, on_epoch=epochs) as evaluator:
             search = _search(own, wanted, evaluator, owner, study_name, extend, watch, stop)
             for trial in search.trials:
                 evaluator.remember(trial)
@@ -84,10 +87,11 @@ def _search(
         sampler=make_sampler(sampler, seed),
     )
     storage.reclaim(study, owner)
-    finished = len(storage.read_trials(study))
-    if finished:  # a sampler restarted with its first seed would propose its first candidates again
-        study.sampler = make_sampler(sampler, seed + finished)
-    total = finished + extend if extend is not None else config.search.evaluations
+    trials = storage.read_trials(study)
+    if trials:  # a sampler restarted with its first seed would propose its first candidates again
+        study.sampler = make_sampler(sampler, seed + len(trials))
+    searched = sum(not is_trained(trial.candidate) for trial in trials)
+    total = searched + extend if extend is not None else config.search.evaluations
     layers = LayerProposer(study, wanted.space, wanted.source, seed=seed, budget=total)
     proposer: Proposer = layers
     if sampler == "guided":
@@ -104,3 +108,7 @@ def _search(
         stop=stop,
         total=total,
     )
+
+
+def _tell_epoch(watch: Watcher, target: str, epoch: int, loss: float) -> None:
+    watch(Progress(target=target, stage="recover", done=epoch, total=0, message=f"epoch {epoch}, loss {loss:.3f}"))

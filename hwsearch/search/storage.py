@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from hwsearch.errors import ConfigError
-from hwsearch.types import Success, Trial, from_json, to_json
+from hwsearch.types import Candidate, Success, Trial, from_json, to_json
 
 RECORD = "record"
 CANDIDATE = "candidate"
@@ -115,6 +115,12 @@ def reclaim(study: optuna.Study, owner: str) -> None:
         else:
             study.tell(frozen.number, state=TrialState.FAIL)
             study.enqueue_trial(frozen.params, user_attrs=_handed_on(frozen.user_attrs))
+
+
+def queued(study: optuna.Study) -> list[Candidate]:
+    """Candidates that wait for their evaluation."""
+    waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    return [from_json(Candidate, json.loads(f.user_attrs[CANDIDATE])) for f in waiting if CANDIDATE in f.user_attrs]
 
 
 def values(trial: Trial, objectives: tuple[str, ...]) -> list[float]:

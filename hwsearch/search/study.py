@@ -15,9 +15,10 @@ from hwsearch.search.finalists import finalise
 from hwsearch.search.guidance import foresee
 from hwsearch.search.guided import GuidedProposer
 from hwsearch.search.loop import run_loop, tell
-from hwsearch.search.predictions import write_predictions
+from hwsearch.search.predictions import read_predictions, write_predictions
 from hwsearch.search.prepare import load_subject, ready_target
 from hwsearch.search.progress import Progress, Watcher, silent
+from hwsearch.search.recovery import begun, recover
 from hwsearch.search.run import Run
 from hwsearch.search.session import Session, opened
 from hwsearch.types import Failure, Success, Trial
@@ -69,25 +70,39 @@ def run_study(
     for name in targets:
         folder = out / Path(name).stem
         with opened(config, subject, ready[name], folder, watch=progress, stop=stop, extend=extend) as session:
-            _search_target(session)
+            _search_target(session, more=extend is not None)
         runs.append(Run.open(folder))
         if stop.is_set():
             break
     return runs
 
 
-def _search_target(session: Session) -> None:
-    search, proposer = session.search, session.search.proposer
-    ended = run_loop(search)
+def _search_target(session: Session, *, more: bool) -> None:
+    """Search, train the most promising models, and measure the finalists.
+
+    Args:
+        session: Opened.
+        more: Whether to search on even where training has begun.
+    """
+    search = session.search
+    ended = "" if begun(search) and not more else run_loop(search)
     if not any(isinstance(trial.outcome, Success) for trial in search.trials):
         raise _all_failed(search.trials)
-    if isinstance(proposer, GuidedProposer) and proposer.ready:
-        seed = search.config.search.seed
-        write_predictions(session.folder, foresee(proposer, session.identity, search.trials, seed=seed))
+    _predict(session)
+    if search.config.recover.method != "none":
+        recover(search, read_predictions(session.folder))
     if not search.stop.is_set():
         tell(search, "finalists", "measuring the finalists together")
         finalise(session.folder, search.trials, session.evaluator, session.identity)
     tell(search, "done", ended)
+
+
+def _predict(session: Session) -> None:
+    """Write down what the search expects of models it has not evaluated, if it expects anything."""
+    search, proposer = session.search, session.search.proposer
+    if isinstance(proposer, GuidedProposer) and proposer.ready:
+        seed = search.config.search.seed
+        write_predictions(session.folder, foresee(proposer, session.identity, search.searched, seed=seed))
 
 
 def _training(config: StudyConfig, target: str, epoch: int, loss: float) -> Progress:

@@ -12,14 +12,16 @@ const COLUMNS = [
   { name: "size_mb", title: "Size (MB)", number: true, show: (row) => [row.size_mb.toFixed(3)] },
   { name: "macs_ratio", title: "MACs", number: true, show: (row) => [percent(row.macs_ratio)] },
   { name: "kept_ratio", title: "Channels", number: true, show: (row) => [percent(row.kept_ratio)] },
+  { name: "training_minutes", title: "Trained (min)", number: true, show: (row) => [row.training_minutes ? row.training_minutes.toFixed(1) : "–"] },
   { name: "precisions", title: "Formats", show: (row) => [clipped(row.precisions)] },
   { name: "dropped", title: "Dropped", show: (row) => [clipped(row.dropped || "–")] },
   { name: "p99_ms", title: "p99 (ms)", number: true, show: (row) => [row.p99_ms?.toFixed(3) ?? "–"] },
   { name: "source", title: "Latency", show: (row) => [row.source] },
   { name: "split", title: "Split" },
-];
+].filter((column) => column.name !== "training_minutes" || rows.some((row) => row.training_minutes));
 const CSV_COLUMNS = ["number", "key", "baseline", "status", "split", "latency_ms", "latency_low", "latency_high", "p99_ms",
-  "source", "accuracy", "accuracy_low", "accuracy_high", "size_mb", "macs_ratio", "kept_ratio", "precisions", "dropped"];
+  "source", "accuracy", "accuracy_low", "accuracy_high", "size_mb", "macs_ratio", "kept_ratio", "training_minutes", "precisions",
+  "dropped"];
 
 const clipped = (text) => el("span", { class: "clipped", title: text }, text);
 

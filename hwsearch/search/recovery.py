@@ -1,0 +1,238 @@
+"""Which models deserve training, and training them: the last step of a search before its finalists.
+
+Training is worth its minutes where it is expected to add most hypervolume: at the models that are fast already, and
+whose damage it will probably undo. How much it undoes is learned from those trained before. A trained model is a
+candidate of its own, with the recipe among its choices, and is built, scored and measured like any other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwsearch.compress.fake_quantize import ROUNDED
+from hwsearch.compress.recover import Recipe, is_trained, learning_rate, untrained
+from hwsearch.config import StudyConfig
+from hwsearch.errors import TrainingStoppedError
+from hwsearch.search import storage
+from hwsearch.search.front import costs_of
+from hwsearch.search.limits import corner
+from hwsearch.search.loop import Search, evaluated, tell
+from hwsearch.search.pareto import hypervolume_gains
+from hwsearch.search.predictions import Predictions
+from hwsearch.types import Candidate, Success, Trial
+
+Floats = NDArray[np.float64]
+
+STAGE = "recover"
+LEAST_SHARE = 0.02  # of the minutes: less is not worth beginning with
+ROUNDING_HURTS = 0.003  # share of the accuracy that a uniform number format loses
+LUCK = (-1.28, -0.52, 0.0, 0.52, 1.28)  # standard deviations, equally likely
+
+
+@dataclass(frozen=True, slots=True)
+class Healing:
+    """What training is expected to leave of a lost share of accuracy: about ``factor * share ** POWER``.
+
+    Attributes:
+        log_factor: Natural logarithm of the factor.
+        spread: Standard deviation of that of one model.
+    """
+
+    log_factor: float
+    spread: float
+
+    POWER = 0.6
+    PRIOR, PRIOR_SPREAD, NOISE = math.log(0.12), 0.5, 0.4
+
+    @classmethod
+    def learned(cls, seen: Sequence[tuple[float, float]]) -> Healing:
+        """From shares lost before and after training."""
+        logs = [math.log(max(after, 1e-3)) - cls.POWER * math.log(before) for before, after in seen if before > 0]
+        precision = cls.PRIOR_SPREAD**-2 + len(logs) * cls.NOISE**-2
+        mean = (cls.PRIOR * cls.PRIOR_SPREAD**-2 + sum(logs) * cls.NOISE**-2) / precision
+        return cls(mean, math.sqrt(1 / precision + cls.NOISE**2))
+
+    def left(self, shares: Floats, luck: float = 0.0) -> Floats:
+        """Shares lost after training, which never makes them larger."""
+        lost = np.maximum(shares, 0.0)
+        return np.minimum(lost, math.exp(self.log_factor + luck * self.spread) * lost**self.POWER)
+
+
+@dataclass(frozen=True, slots=True)
+class Prospect:
+    """A model that may be trained.
+
+    Attributes:
+        lost: Share of the original's accuracy that it has lost, measured or expected.
+        latency_ms: Measured or expected.
+        evaluated: Which of the two.
+    """
+
+    candidate: Candidate
+    lost: float
+    latency_ms: float
+    evaluated: bool
+
+
+def begun(search: Search) -> bool:
+    """Whether training has begun, so that the search proper is over."""
+    return any(is_trained(c) for c in [*storage.queued(search.study), *(t.candidate for t in search.trials)])
+
+
+def recover(search: Search, predictions: Predictions | None) -> None:
+    """Train the most promising models, one after the other, as long as the study's minutes last.
+
+    What an interrupted process had begun is finished first. A model that was only predicted is evaluated before it is
+    trained, and then has to be the most promising one still.
+
+    Args:
+        search: At the end of its loop.
+        predictions: What the solver expects of models that were not evaluated; None if it was not asked.
+    """
+    config = search.config.recover
+    while not search.stop.is_set():
+        for candidate in filter(is_trained, storage.queued(search.study)):
+            _train(search, candidate)
+        trials = search.trials
+        trained = [trial for trial in trials if is_trained(trial.candidate)]
+        minutes = config.minutes - sum(trial.seconds.get(STAGE, 0.0) for trial in trained) / 60
+        if len(trained) >= config.top or minutes < LEAST_SHARE * config.minutes:
+            return
+        prospect = most_promising(trials, predictions, search.config)
+        if prospect is None:
+            return
+        if not prospect.evaluated:
+            tell(search, STAGE, "evaluating a model that training may bring to the front")
+            evaluated(search, prospect.candidate)
+            continue
+        _train(search, with_recipe(prospect, trials, search.config, minutes / (config.top - len(trained))))
+
+
+def _train(search: Search, candidate: Candidate) -> None:
+    """Train and evaluate a candidate; if that is interrupted, the next process goes on with it."""
+    minutes = Recipe.of(candidate).minutes
+    tell(search, STAGE, f"training {untrained(candidate).key} for {minutes:.1f} minutes")
+    with suppress(TrainingStoppedError):
+        evaluated(search, candidate)
+
+
+def with_recipe(prospect: Prospect, trials: Sequence[Trial], config: StudyConfig, minutes: float) -> Candidate:
+    """The candidate of a model trained for so many minutes as the study says."""
+    wanted = config.recover
+    recipe = Recipe(
+        method="finetune" if wanted.method == "finetune" else "distill",
+        minutes=minutes,
+        lr=wanted.lr or learning_rate(prospect.lost),
+        qat=_rounding_hurts(prospect.candidate, trials) if wanted.qat == "auto" else wanted.qat,
+        weight=wanted.weight,
+        temperature=wanted.temperature,
+        batch=wanted.batch,
+        weight_decay=wanted.weight_decay,
+        shift=wanted.shift,
+        flip=wanted.flip,
+        seed=wanted.seed,
+    )
+    candidate = prospect.candidate
+    return dataclasses.replace(candidate, recipe=dict(sorted((candidate.recipe | recipe.choices()).items())))
+
+
+def most_promising(trials: Sequence[Trial], predictions: Predictions | None, config: StudyConfig) -> Prospect | None:
+    """The model whose training is expected to add most hypervolume to the front; None if none adds any.
+
+    Args:
+        trials: All of the run, trained models included.
+        predictions: Of models that were not evaluated.
+        config: The study, for its limits.
+    """
+    limit = corner(trials, _aimed(config))
+    found = [] if limit is None else list(_prospects(trials, predictions))
+    if limit is None or not found:
+        return None
+    original = _original(trials)
+    healing = Healing.learned(_experience(trials))
+    known = [
+        costs_of(t.outcome.accuracy, t.outcome.latency) for t in trials if t.feasible and isinstance(t.outcome, Success)
+    ]
+    lost, latency = (np.array([getattr(p, name) for p in found]) for name in ("lost", "latency_ms"))
+    gains = np.mean(
+        [
+            hypervolume_gains(
+                np.column_stack([original + abs(original) * healing.left(lost, luck), latency]), known, limit
+            )
+            for luck in LUCK
+        ],
+        axis=0,
+    )
+    best = int(gains.argmax())
+    return found[best] if gains[best] > 0 else None
+
+
+def _aimed(config: StudyConfig) -> StudyConfig:
+    """The study with the limit that trained models are to keep."""
+    aim = config.recover.accuracy_drop_points
+    if aim is None:
+        return config
+    return config.model_copy(update={"limits": config.limits.model_copy(update={"accuracy_drop_points": aim})})
+
+
+def _prospects(trials: Sequence[Trial], predictions: Predictions | None) -> Iterator[Prospect]:
+    """Models evaluated and not trained yet, whatever they lost, and those the solver knows beside them."""
+    trained = {key for trial in trials if is_trained(c := trial.candidate) for key in (c.key, untrained(c).key)}
+    original, seen = _original(trials), {trial.candidate.key for trial in trials}
+    for trial in trials:
+        outcome = trial.outcome
+        if isinstance(outcome, Success) and trial.baseline is None and trial.candidate.key not in trained:
+            cost, latency = costs_of(outcome.accuracy, outcome.latency)
+            yield Prospect(trial.candidate, _lost(cost, original), latency, evaluated=True)
+    for model in predictions.models if predictions else ():
+        if model.candidate.key not in seen:
+            cost = -model.accuracy if _higher_is_better(trials) else model.accuracy
+            yield Prospect(model.candidate, _lost(cost, original), model.latency_ms, evaluated=False)
+
+
+def _experience(trials: Sequence[Trial]) -> list[tuple[float, float]]:
+    """Shares of accuracy lost before and after training, of every model that was trained."""
+    costs = {
+        t.candidate.key: costs_of(t.outcome.accuracy, t.outcome.latency)[0]
+        for t in trials
+        if isinstance(t.outcome, Success)
+    }
+    original = _original(trials)
+    pairs = [(untrained(t.candidate).key, t.candidate.key) for t in trials if is_trained(t.candidate)]
+    return [
+        (_lost(costs[before], original), _lost(costs[after], original))
+        for before, after in pairs
+        if before in costs and after in costs
+    ]
+
+
+def _rounding_hurts(candidate: Candidate, trials: Sequence[Trial]) -> bool:
+    """Whether a number format the candidate uses loses much even where nothing is pruned."""
+    original = _original(trials)
+    lost: Mapping[str | None, float] = {
+        t.baseline: _lost(costs_of(t.outcome.accuracy, t.outcome.latency)[0], original)
+        for t in trials
+        if isinstance(t.outcome, Success)
+    }
+    return any(lost.get(name, 1.0) > ROUNDING_HURTS for name in set(candidate.precision.values()) & set(ROUNDED))
+
+
+def _original(trials: Sequence[Trial]) -> float:
+    """Cost (see `costs_of`) of the widest baseline's accuracy."""
+    found = (t.outcome for t in trials if t.baseline is not None)
+    return next((costs_of(o.accuracy, o.latency)[0] for o in found if isinstance(o, Success)), 0.0)
+
+
+def _lost(cost: float, original: float) -> float:
+    return (cost - original) / max(abs(original), 1e-12)
+
+
+def _higher_is_better(trials: Sequence[Trial]) -> bool:
+    return all(t.outcome.accuracy.higher_is_better for t in trials if isinstance(t.outcome, Success))
