@@ -71,6 +71,8 @@ def materialize(
             else:
                 norms[name] = module.get_submodule(norm)
                 _unfold(layer, norms[name], weight, bias)
+    for name in candidate.pattern:
+        _hold_zeros(find_layer(module, name).weight)
     _renew_statistics(module, norms, torch.from_numpy(np.ascontiguousarray(images)))
     if not any(parameter.requires_grad for parameter in module.parameters()):  # a network meant for inference alone
         module.requires_grad_()
@@ -82,6 +84,11 @@ def _remove(module: nn.Module, branches: list[Branch], network: Network) -> None
         module.set_submodule(name, Nothing(find_layer(module, name), network.source.layer(name).out_shape))
         if name in network.template.folded:
             module.set_submodule(network.template.folded[name], nn.Identity())
+
+
+def _hold_zeros(weight: Tensor) -> None:
+    """Keep training from filling the zeros of a sparse weight."""
+    weight.register_hook(lambda gradient: gradient * (weight != 0))
 
 
 def _unfold(layer: Any, norm: Any, weight: Tensor, bias: Tensor) -> None:
