@@ -190,7 +190,7 @@ def bars(count, seed):
     return images, targets
 
 
-DATA = {name: bars(count, seed) for seed, (name, count) in enumerate({"train": 900, "test": 300}.items())}
+DATA = {name: bars(count, seed) for seed, (name, count) in enumerate({"train": 900, "test": 160}.items())}
 QUICK = {"rounds": 4, "min_rounds": 3, "seconds": 0.05}
 # Nothing is repaired, so that there is something to recover.
 RECOVER = {"method": "distill", "minutes": 0.06, "top": 2, "repair": "none", "selection": "magnitude"}
@@ -223,7 +223,7 @@ def target(tmp_path):
     return write_target(tmp_path)
 
 
-def run_search(network, tmp_path, target, *, evaluations=6, data=DATA, **changes):
+def run_search(network, tmp_path, target, *, evaluations=4, data=DATA, **changes):
     return search(
         network, data=data, target=target, out=tmp_path / "runs", name="bars", evaluations=evaluations,
         **settings(**changes),
@@ -241,7 +241,7 @@ def finished(network, tmp_path_factory):
 def test_trained_models_are_points_of_their_own(finished):
     run, start_again = finished
     found = [t for t in run.trials if is_trained(t.candidate)]
-    assert len(run.trials) - len(found) == 6
+    assert len(run.trials) - len(found) == 4
     assert 1 <= len(found) <= 2
     assert {t.fidelity for t in found} == {"F3"}
     good = [t for t in found if isinstance(t.outcome, Success)]
@@ -296,9 +296,11 @@ def test_a_diverging_model_is_dropped_and_reported(network, tmp_path, target):
 
 
 def run_again(network, tmp_path, target, *, stop=None, watch=None):
+    """One model, trained long enough to be interrupted."""
+    wanted = settings(top=1, minutes=0.15)
     config = make_study(
-        {"name": "bars", "model": "x:y", "data": {"source": "python"}, "target": target, **settings()}
-        | {"search": {"sampler": "random", "evaluations": 6}}
+        {"name": "bars", "model": "x:y", "data": {"source": "python"}, "target": target, **wanted}
+        | {"search": {"sampler": "random", "evaluations": 4}}
     )
     return run_study(
         config, out=tmp_path / "runs" / "bars", module=network, splits=splits_from(DATA, config.data),
@@ -318,14 +320,15 @@ def test_a_run_stopped_in_training_goes_on_there(network, tmp_path, target):
     assert list((first.path / "work" / "trained").iterdir())
     stages = []
     second = run_again(network, tmp_path, target, watch=lambda moment: stages.append((moment.stage, moment.message)))
-    assert second.trials[:6] == first.trials
+    assert second.trials[:4] == first.trials
     assert any(is_trained(t.candidate) for t in second.trials)
     assert "search" not in {stage for stage, _ in stages}
     assert not next(message for _, message in stages if message.startswith("epoch")).startswith("epoch 1,")
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_training_goes_on(tmp_path, target):
-    """By SIGKILL, after some epochs: no evaluation is lost or repeated, and training is not begun anew."""
+    """By SIGKILL, after an epoch: no evaluation is lost or repeated, and training is not begun anew."""
     script = tmp_path / "run.py"
     script.write_text(
         textwrap.dedent("""
@@ -336,7 +339,7 @@ def test_a_run_killed_in_training_goes_on(tmp_path, target):
         from hwsearch.model import train as training
         training.SAVE_EVERY_S = 0.0
         def watch(moment):
-            if moment.stage == "recover" and moment.message.startswith("epoch 2"):
+            if moment.stage == "recover" and moment.message.startswith("epoch"):
                 os.kill(os.getpid(), signal.SIGKILL)
         module = Bars()
         train(module, *DATA["train"], epochs=8, lr=0.1)
@@ -350,20 +353,19 @@ def test_a_run_killed_in_training_goes_on(tmp_path, target):
     module = Bars()
     train(module, *DATA["train"], epochs=8, lr=0.1)
     before = Run.open(tmp_path / "runs" / "bars" / "fake").trials
-    assert len(before) == 6
+    assert len(before) == 4
     epochs = []
     after = run_again(module, tmp_path, target, watch=lambda moment: epochs.append(moment.message)).trials
-    assert after[:6] == before
+    assert after[:4] == before
     assert any(is_trained(t.candidate) for t in after)
-    first = next(message for message in epochs if message.startswith("epoch"))
-    assert not first.startswith(("epoch 1,", "epoch 2,"))
+    assert not next(message for message in epochs if message.startswith("epoch")).startswith("epoch 1,")
 
 
 def test_training_needs_examples_outside_the_splits(network, tmp_path, target):
     ready = {name: bars(60, seed) for seed, name in enumerate(("calibrate", "search", "report"))}
     with pytest.raises(DataError, match="no training examples"):
         run_search(network, tmp_path, target, data=ready)
-    run = run_search(network, tmp_path, target, data=ready | {"train": bars(200, 9)}, evaluations=4, top=1)
+    run = run_search(network, tmp_path, target, data=ready | {"train": bars(200, 9)}, top=1)
     assert any(is_trained(t.candidate) for t in run.trials)
 
 

@@ -83,8 +83,8 @@ def splits_from(value: Any, config: Any) -> Splits:
     """Splits out of live arrays, tensors or loaders.
 
     Args:
-        value: As a data factory returns it: a dictionary with ``calibrate``, ``search`` and ``report``, or with
-            ``train`` and ``test``, or one pair ``(inputs, targets)``.
+        value: As a data factory returns it: a dictionary with ``calibrate``, ``search`` and ``report`` (and perhaps
+            ``train``), or with ``train`` and ``test``, or one pair ``(inputs, targets)``.
         config: A `hwsearch.config.DataConfig` for sizes, seed and `normalize`.
 
     Raises:

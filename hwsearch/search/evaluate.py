@@ -11,24 +11,20 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Self
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
-from hwsearch.backends.base import Backend, LowerRequest, RunOptions, get_backend
+from hwsearch.backends.base import LowerRequest, RunOptions, get_backend
 from hwsearch.backends.environment import usable_cores
 from hwsearch.backends.timing import TimingPolicy
 from hwsearch.backends.worker import Worker
-from hwsearch.compress.quantize import bins_for, ranges
 from hwsearch.compress.reconstruct import Reconstructor, Settings
 from hwsearch.compress.recover import is_trained
 from hwsearch.compress.stitch import bind, stitch
@@ -40,10 +36,11 @@ from hwsearch.model.graph import Network
 from hwsearch.model.metric import Metric
 from hwsearch.search.judge import Judge, batch_size
 from hwsearch.search.latency import latency_source
+from hwsearch.search.ranges import RangeFinder
+from hwsearch.search.stopwatch import Stopwatch
 from hwsearch.search.training import Trainer
 from hwsearch.store import atomic_write
 from hwsearch.types import (
-    PRECISIONS,
     Accuracy,
     Artifact,
     Candidate,
@@ -60,7 +57,6 @@ from hwsearch.types import (
 
 CAMPAIGN_SLACK = 4.0
 SCREEN_IMAGES = 512  # of the search split, after which a hopeless candidate is given up
-
 QUICK_REFIT_IMAGES = 128
 """Half of the usual ones: single changes of ResNet-20 keep their order (Spearman .99) at half the time."""
 
@@ -74,24 +70,6 @@ class Subject:
     metric: Metric
 
 
-@dataclass(slots=True)
-class Stopwatch:
-    """Wall seconds per stage of one evaluation."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    stage: str = "compress"
-
-    @contextmanager
-    def on(self, stage: str) -> Iterator[None]:
-        """Add the time spent inside to `stage`."""
-        self.stage = stage
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
-
-
 class Evaluator:
     """Evaluates candidates of one subject on one target. A context manager: leaving it ends the child process.
 
@@ -99,8 +77,7 @@ class Evaluator:
         subject: Network, data and metric.
         target: Device to build for and measure on.
         config: The study.
-        folder: The run folder; arrays, artifacts and logs go below ``work/``. Repaired pieces of the network, which are
-            the same for all targets, go beside it.
+        folder: The run folder; arrays, artifacts and logs go below ``work/``, repaired pieces of the network beside it.
         stop: Asked while a candidate is trained; ends that.
         on_epoch: Told each epoch of it and its mean loss.
     """
@@ -118,7 +95,6 @@ class Evaluator:
         self.subject, self.target, self.config, self.folder = subject, target, config, folder
         self.work = folder / "work"
         self.reference: tuple[Artifact, RunOptions] | None = None
-        self._backend: Backend = get_backend(target.backend)
         self._builder = Worker(
             target.backend,
             RunOptions(threads=_all_cores()),
@@ -137,7 +113,7 @@ class Evaluator:
             subject.network, subject.splits, subject.metric, config, self.reconstructor, self.judge,
             self.work / "trained", stop=stop, on_epoch=on_epoch,
         )  # fmt: skip
-        self._seen: dict[int, dict[str, Observation]] = {}
+        self._ranges = RangeFinder(get_backend(target.backend), self._observed, config.quantize.ranges)
         for split in (subject.splits.calibrate, subject.splits.search, subject.splits.report):
             self._save(split.name, "inputs", split.inputs)
             self._save(split.name, "targets", split.targets)
@@ -332,8 +308,8 @@ class Evaluator:
         folder: Path,
         learned: Mapping[str, TensorRange] = MappingProxyType({}),
     ) -> Artifact:
-        found = {**self._ranges(compressed, candidate), **learned}
-        request = LowerRequest(precision=compressed.precision, ranges=found)
+        ranges = {**self._ranges(compressed, candidate), **learned}
+        request = LowerRequest(precision=compressed.precision, ranges=ranges)
         artifact = self._builder.build(
             Path(compressed.path),
             request,
@@ -351,31 +327,8 @@ class Evaluator:
             files=tuple(_relative(file, self.folder) for file in artifact.files),
         )
 
-    def _ranges(self, compressed: CompressedModel, candidate: Candidate) -> dict[str, TensorRange]:
-        integer = next((name for name in compressed.precision.values() if PRECISIONS[name].integer), None)
-        if integer is None:
-            return {}
-        method = candidate.recipe.get("ranges", self.config.quantize.ranges)
-        bins = bins_for(method)
-        model = onnx.load(compressed.path)
-        tensors = self._backend.tensors_to_observe(model, compressed.precision)
-        if is_trained(candidate) or not candidate.complete:
-            seen = self._observed(compressed, tensors, bins)
-        else:  # the whole network: what one candidate looks at, others will
-            seen = self._seen.setdefault(bins, {})
-            if not seen.keys() >= set(tensors):
-                everywhere = self._backend.tensors_to_observe(model, dict.fromkeys(compressed.precision, integer))
-                seen |= self._observed(compressed, sorted({*tensors, *everywhere}), bins)
-        return ranges({name: seen[name] for name in tensors}, method)
-
-    def _observed(self, compressed: CompressedModel, tensors: Sequence[str], bins: int) -> dict[str, Observation]:
-        return self._builder.observe(
-            Path(compressed.path),
-            tensors,
-            self._calibration(),
-            bins=bins,
-            timeout_s=self._timeout,
-        )
+    def _observed(self, path: Path, tensors: Sequence[str], bins: int) -> dict[str, Observation]:
+        return self._builder.observe(path, tensors, self._calibration(), bins=bins, timeout_s=self._timeout)
 
     def _calibration(self) -> Path:
         """What activations are observed on: the calibration split, or as many of its images as the target asks for."""

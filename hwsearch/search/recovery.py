@@ -26,6 +26,7 @@ from hwsearch.search.limits import corner
 from hwsearch.search.loop import Search, evaluated, tell
 from hwsearch.search.pareto import hypervolume_gains
 from hwsearch.search.predictions import Predictions
+from hwsearch.search.stopping import stalled
 from hwsearch.types import Candidate, Success, Trial
 
 Floats = NDArray[np.float64]
@@ -81,9 +82,12 @@ class Prospect:
     evaluated: bool
 
 
-def begun(search: Search) -> bool:
-    """Whether training has begun, so that the search proper is over."""
-    return any(is_trained(c) for c in [*storage.queued(search.study), *(t.candidate for t in search.trials)])
+def searched_enough(search: Search) -> bool:
+    """Whether nothing is left but training: it was interrupted, or followed on a search that had stopped improving."""
+    if any(is_trained(candidate) for candidate in storage.queued(search.study)):
+        return True
+    trials, config = search.searched, search.config
+    return len(trials) < len(search.trials) and stalled(trials, corner(trials, config), config.search.patience)
 
 
 def recover(search: Search, predictions: Predictions | None) -> None:

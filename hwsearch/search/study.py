@@ -18,7 +18,7 @@ from hwsearch.search.loop import run_loop, tell
 from hwsearch.search.predictions import read_predictions, write_predictions
 from hwsearch.search.prepare import load_subject, ready_target
 from hwsearch.search.progress import Progress, Watcher, silent
-from hwsearch.search.recovery import begun, recover
+from hwsearch.search.recovery import recover, searched_enough
 from hwsearch.search.run import Run
 from hwsearch.search.session import Session, opened
 from hwsearch.types import Failure, Success, Trial
@@ -85,7 +85,7 @@ def _search_target(session: Session, *, more: bool) -> None:
         more: Whether to search on even where training has begun.
     """
     search = session.search
-    ended = "" if begun(search) and not more else run_loop(search)
+    ended = "" if searched_enough(search) and not more else run_loop(search)
     if not any(isinstance(trial.outcome, Success) for trial in search.trials):
         raise _all_failed(search.trials)
     _predict(session)
