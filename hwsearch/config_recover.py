@@ -11,6 +11,22 @@ from hwsearch.config_section import Count, Positive, Section
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+class OnceForAllConfig(Section):
+    """One training run before the search, over many candidates that share their weights.
+
+    Attributes:
+        minutes: Of training.
+        lr: Peak learning rate.
+        min_keep: Least share of a group's channels that is trained for.
+        drop_branches: Whether candidates with dropped branches are trained for.
+    """
+
+    minutes: Positive
+    lr: Positive = 0.01
+    min_keep: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    drop_branches: bool = True
+
+
 class RecoverConfig(Section):
     """What repairs every candidate without training, and how the best ones are trained in the end.
 
@@ -20,12 +36,15 @@ class RecoverConfig(Section):
         method: Training on the original's outputs beside the labels (``distill``) or on labels alone (``finetune``).
         minutes: Of training for one target, split over the models that are trained.
         top: How many those are.
+        accuracy_drop_points: Models are trained that will probably lose no more than this in the end; None for the
+            study's own limit.
         qat: Whether training ends with rounding in the network; ``auto``: where rounding alone costs .3 % of the
             accuracy.
         lr: Peak learning rate; None to scale it to the damage, .004 if next to none, .02 from a tenth of the accuracy.
         weight, temperature: Of the original's outputs beside the labels, and what softens them.
         batch, weight_decay, seed: Of the training.
         shift, flip: Random shifts by so many pixels, and mirroring, of images.
+        once_for_all: A training run before the search; None to search with the weights as they are.
     """
 
     repair: Literal["least_squares", "batch_norm", "none"] = "least_squares"
@@ -33,6 +52,7 @@ class RecoverConfig(Section):
     method: Literal["none", "distill", "finetune"] = "none"
     minutes: Positive = 10.0
     top: Count = 5
+    accuracy_drop_points: Positive | None = None
     qat: Literal["auto"] | bool = "auto"
     lr: Positive | None = None
     weight: Share = 0.9
@@ -42,3 +62,4 @@ class RecoverConfig(Section):
     shift: Annotated[int, Field(ge=0)] = 0
     flip: bool = False
     seed: Annotated[int, Field(ge=0)] = 0
+    once_for_all: OnceForAllConfig | None = None
