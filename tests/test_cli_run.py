@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -95,6 +96,7 @@ def test_a_dry_run_touches_nothing(run, tmp_path):
     code, out, _ = run("search", make(tmp_path), "--out", tmp_path / "runs", "--dry-run")
     assert code == 0
     assert "sampler: random" in out
+    assert re.search(r"ort-cpu: about \d+ s: \d+ evaluations of \d", out)
     assert not (tmp_path / "runs").exists()
 
 

@@ -29,7 +29,7 @@ def shown_progress() -> Iterator[Callable[[Progress], None]]:
 
 def describe(progress: Progress) -> str:
     """The moment in one line: what is going on, how long it will take, and the best so far."""
-    parts = [progress.message, _time_left(progress.seconds_left), f"best: {progress.best}" if progress.best else ""]
+    parts = [progress.message, _time_left(progress), f"best: {progress.best}" if progress.best else ""]
     return "  ".join(part for part in parts if part)
 
 
@@ -80,7 +80,13 @@ def _bar() -> Bar:
     )
 
 
-def _time_left(seconds: float | None) -> str:
-    if seconds is None:
+def duration(seconds: float) -> str:
+    """So many seconds as people say it."""
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def _time_left(progress: Progress) -> str:
+    if progress.seconds_left is None:
         return ""
-    return f"{seconds / 60:.0f} min left" if seconds >= 90 else f"{seconds:.0f} s left"
+    left = f"{duration(progress.seconds_left)} left"
+    return left if progress.stage == "search" else f"{left} of this step"

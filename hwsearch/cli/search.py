@@ -16,13 +16,14 @@ from hwsearch.cli.check import print_plan
 from hwsearch.cli.each import fronts_as_one, variants
 from hwsearch.cli.front import front_document, front_of, print_front
 from hwsearch.cli.output import flags, next_step, note, print_json, print_text, shell, stderr
-from hwsearch.cli.progress import shown_progress
+from hwsearch.cli.progress import duration, shown_progress
 from hwsearch.cli.verb import DryRun, Settings, StudyPath, TargetName, verb
 from hwsearch.config import StudyConfig, resolved_yaml
 from hwsearch.errors import ConfigError, SearchFailedError
 from hwsearch.types import to_json
 
 if TYPE_CHECKING:
+    from hwsearch.search.estimate import Estimate
     from hwsearch.search.run import Run
     from hwsearch.types import Front, FrontPoint
 
@@ -128,21 +129,34 @@ def interruptible() -> Iterator[threading.Event]:
 
 
 def _print_plans(configs: Sequence[StudyConfig], folders: Sequence[Path]) -> None:
+    from hwsearch.search.estimate import estimate_study
     from hwsearch.search.prepare import plan_study
     from hwsearch.search.run import run_folders
 
     documents = []
     for config, folder in zip(configs, folders, strict=True):
         plans, exists = plan_study(config), sorted(run_folders(folder))
+        note("evaluating the uniform settings, to tell how long a search would take")
+        times = estimate_study(config)
         document = {"study": config.model_dump(mode="json"), "run": str(folder), "exists": exists}
-        documents.append({**document, "plans": [to_json(plan) for plan in plans]})
+        seconds = [to_json(found) | {"seconds": found.seconds} for found in times]
+        documents.append({**document, "plans": [to_json(plan) for plan in plans], "time": seconds})
         if not flags().json:
             print_text(resolved_yaml(config))
-            for plan in plans:
+            for plan, found in zip(plans, times, strict=True):
                 print_plan(plan)
+                print_text(f"{_in_words(found)}\n")
             note(f"would {'resume' if exists else 'write'} {folder}" + (f" ({', '.join(exists)})" if exists else ""))
     if flags().json:
         print_json(documents[0] if len(documents) == 1 else {"variants": documents})
+
+
+def _in_words(found: Estimate) -> str:
+    """How long a search will take, and why."""
+    parts = f"{found.evaluations} evaluations of {found.evaluation_s:.1f} s"
+    if found.sensitivities_s:
+        parts += f", {found.sensitivities_s:.0f} s for what each choice alone does"
+    return f"{found.target}: about {duration(found.seconds)}: {parts}, {found.finalists_s:.0f} s for the finalists"
 
 
 def _refuse_existing(folders: Sequence[Path]) -> None:
