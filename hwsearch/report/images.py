@@ -15,7 +15,10 @@ from hwsearch.report.views import VIEWS, Facts
 
 FORMATS = ("png", "svg", "pdf")
 WIDTH_PX = 900
-TITLE_PX = 58
+TITLE_PX = 76
+MOUSE = ": double-click to see all"
+"""What a subtitle says to who has a mouse."""
+
 INSTALL = "pip install 'hwsearch[figures]', and install Chromium or Chrome"
 
 
@@ -57,12 +60,20 @@ def write_images(
 
 def print_ready(drawn: go.Figure, *, dark: bool = False) -> go.Figure:
     """The figure with its title, on paper of its own, in the colours of a theme."""
+    subtitle = (drawn.layout.title.subtitle.text or "").replace(MOUSE, "")
     themed = style.themed(drawn, "dark" if dark else "light")
     return themed.update_layout(
         paper_bgcolor=style.THEMES["dark" if dark else "light"]["panel"],
         height=drawn.layout.height + TITLE_PX,
         margin={"t": drawn.layout.margin.t + TITLE_PX, "l": 16, "r": 20, "b": 14},
-        title={"y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 14}, "font": {"size": 17}},
+        title={
+            "y": 1,
+            "yref": "container",
+            "yanchor": "top",
+            "pad": {"t": 14},
+            "font": {"size": 17},
+            "subtitle": {"text": subtitle},
+        },
     )
 
 
