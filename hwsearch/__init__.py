@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from hwsearch.report.html import write_report as report
     from hwsearch.report.images import figure
     from hwsearch.report.tables import to_frames
-    from hwsearch.search.api import Study, search
+    from hwsearch.search.api import Study, compress, search
+    from hwsearch.search.compression import Goals
     from hwsearch.search.run import Run
     from hwsearch.types import Front, SearchSpace, Target
 
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Backend",
     "Front",
+    "Goals",
     "HwSearchError",
     "Run",
     "SearchSpace",
@@ -43,6 +45,7 @@ __all__ = [
     "StudyConfig",
     "Target",
     "benchmark",
+    "compress",
     "export",
     "adapt",
     "figure",
@@ -58,6 +61,7 @@ __all__ = [
 _HOMES = {
     "Backend": "hwsearch.backends.base:Backend",
     "Front": "hwsearch.types:Front",
+    "Goals": "hwsearch.search.compression:Goals",
     "HwSearchError": "hwsearch.errors:HwSearchError",
     "Run": "hwsearch.search.run:Run",
     "SearchSpace": "hwsearch.types:SearchSpace",
@@ -65,6 +69,7 @@ _HOMES = {
     "StudyConfig": "hwsearch.config:StudyConfig",
     "Target": "hwsearch.types:Target",
     "benchmark": "hwsearch.backends.benchmark:benchmark",
+    "compress": "hwsearch.search.api:compress",
     "export": "hwsearch.export.bundle:export",
     "figure": "hwsearch.report.images:figure",
     "load_model": "hwsearch.model.load:load_model",
@@ -87,7 +92,7 @@ def __getattr__(name: str) -> Any:
 
 
 class _Package(types.ModuleType):
-    """Keeps `search`, `report` and `export` functions when the packages of the same name are imported."""
+    """Keeps `search`, `compress`, `report` and `export` functions when the packages of the same name are imported."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _HOMES and isinstance(value, types.ModuleType)):

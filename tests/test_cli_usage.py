@@ -18,16 +18,21 @@ VERBS = [
     "benchmark",
     "check",
     "compare",
+    "compare_targets",
+    "compress",
     "dashboard",
     "demo",
     "doctor",
     "export",
     "front",
     "init",
+    "merge",
     "reparam",
     "report",
+    "rerank",
     "search",
     "show",
+    "targets",
     "verify",
     "zoo",
 ]
@@ -69,6 +74,7 @@ def test_public_names_are_pinned_sorted_and_there():
     assert hwsearch.__all__ == [
         "Backend",
         "Front",
+        "Goals",
         "HwSearchError",
         "Run",
         "SearchSpace",
@@ -77,6 +83,7 @@ def test_public_names_are_pinned_sorted_and_there():
         "Target",
         "adapt",
         "benchmark",
+        "compress",
         "export",
         "figure",
         "load_model",
@@ -94,10 +101,10 @@ def test_public_names_are_pinned_sorted_and_there():
 
 def test_public_functions_win_over_packages_of_the_same_name():
     code = (
-        "import hwsearch, hwsearch.search.run, hwsearch.report.html, hwsearch.export.bundle\n"
-        "print(type(hwsearch.search).__name__, type(hwsearch.report).__name__, type(hwsearch.export).__name__)"
+        "import hwsearch, hwsearch.search.run, hwsearch.report.html, hwsearch.export.bundle, hwsearch.compress.prune\n"
+        "print(*(type(f).__name__ for f in (hwsearch.search, hwsearch.report, hwsearch.export, hwsearch.compress)))"
     )
-    assert python("-c", code).stdout.split() == ["function"] * 3
+    assert python("-c", code).stdout.split() == ["function"] * 4
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="the bundle's folder")]
 KeyOption = Annotated[str | None, typer.Option("--key", metavar="KEY", help="this candidate")]
 WholeFront = Annotated[bool, typer.Option("--front", help="one bundle for every point of the front")]
+Everywhere = Annotated[
+    bool, typer.Option("--all", help="for every target of RUN the fastest model within --max-drop of fp32")
+]
+MaxDrop = Annotated[float, typer.Option("--max-drop", metavar="POINTS", min=0, help="accuracy --all may lose")]
 Force = Annotated[bool, typer.Option("--force", help="replace a bundle that is there")]
 Bundle = Annotated[Path, typer.Argument(metavar="DIR", help="a folder that `hwsearch export` wrote")]
 DataOf = Annotated[
@@ -38,6 +43,8 @@ def export(
     max_latency_ms: MaxLatency = None,
     min_accuracy: MinAccuracy = None,
     front: WholeFront = False,
+    all_: Everywhere = False,
+    max_drop: MaxDrop = 1.0,
     force: Force = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -46,11 +53,15 @@ def export(
     from hwsearch.report.html import write_report
     from hwsearch.search.run import find_run
 
+    if all_:
+        _export_all(run, out, max_drop, force=force, dry_run=dry_run)
+        return
     found = find_run(run, target)
     limited = max_latency_ms is not None or min_accuracy is not None
     if (key is not None) + limited + front != 1:
         raise ConfigError(
-            "which model?", allowed="--key KEY, or --max-latency-ms and --min-accuracy, or --front for all of them"
+            "which model?",
+            allowed="--key KEY, or --max-latency-ms and --min-accuracy, --front for all, --all for every target",
         )
     if front:
         chosen = [point.key for point in front_of(found).points if point.on_front]
@@ -92,6 +103,28 @@ def verify(bundle: Bundle, *, data: DataOf = None, examples: Examples = 1000, ti
         note("this bundle is not what was exported, or does not do the same here")
         raise typer.Exit(1)
     next_step("python", bundle / "infer.py")
+
+
+def _export_all(path: Path, out: Path, max_drop: float, *, force: bool, dry_run: bool) -> None:
+    """One bundle for each target of a study, below `out` under the target's name."""
+    from hwsearch.export.bundle import export_bundle
+    from hwsearch.report.html import write_report
+    from hwsearch.search.comparison import best_within, runs_in
+
+    chosen = [(run, best_within(run, max_drop).key) for run in runs_in(path)]
+    if dry_run:
+        for run, key in chosen:
+            _print_choice(run, [key], out / run.path.name)
+        return
+    paths = [
+        export_bundle(run, key, out / run.path.name, force=force, write_report=partial(write_report, run))
+        for run, key in chosen
+    ]
+    if flags().json:
+        print_json({"keys": [key for _, key in chosen], "bundles": [str(written) for written in paths]})
+    else:
+        print_text("\n".join(map(str, paths)))
+    next_step("hwsearch", "verify", paths[0])
 
 
 def _print_choice(run: Run, keys: list[str], out: Path) -> None:

@@ -22,6 +22,8 @@ from hwsearch.cli.adapt import app as adapt
 from hwsearch.cli.benchmark import benchmark
 from hwsearch.cli.bundle import export, verify
 from hwsearch.cli.check import check
+from hwsearch.cli.comparison import compare_targets, rerank
+from hwsearch.cli.compress import compress
 from hwsearch.cli.dashboard import dashboard
 from hwsearch.cli.demo import demo
 from hwsearch.cli.doctor import doctor
@@ -43,8 +45,8 @@ INTERRUPTED = 130
 
 PANELS = {
     "Start": (demo, init, zoo, doctor, targets),
-    "Search": (check, search),
-    "Look": (front, show, compare, report, dashboard),
+    "Search": (check, compress, search, rerank),
+    "Look": (front, show, compare, compare_targets, report, dashboard),
     "Deploy": (export, verify, benchmark, merge, reparam),
 }
 

@@ -15,6 +15,7 @@ from torch import nn
 from hwsearch.config import StudyConfig, load_study, make_study
 from hwsearch.model.data import splits_from
 from hwsearch.model.metric import metric_from
+from hwsearch.search.compression import Compressed, Goals, compress_study
 from hwsearch.search.progress import Watcher, silent
 from hwsearch.search.run import Run, find_run
 from hwsearch.search.study import run_study
@@ -137,8 +138,9 @@ def search(
     Args:
         model: A network, or the path of a study file (then the arguments after `metric` other than `target`, `out` and
             `progress` come from the file).
-        data: ``{"calibrate": (inputs, targets), "search": ..., "report": ...}``, or ``{"train": ..., "test": ...}``,
-            inputs [N, ...] as the network takes them; or the name of a data source.
+        data: ``{"calibrate": (inputs, targets), "search": ..., "report": ...}``, and ``"train"`` where models are to be
+            trained; or ``{"train": ..., "test": ...}``; inputs [N, ...] as the network takes them. Or the name of a
+            data source.
         metric: ``top1`` or a function ``(outputs, targets) -> float``.
         target: A built-in target or a target file.
         evaluations: Candidates to evaluate.
@@ -166,17 +168,73 @@ def search(
     return Study(run)
 
 
+def compress(
+    model: nn.Module | str | Path,
+    *,
+    data: Mapping[str, tuple[NDArray[Any], NDArray[Any]]] | str | None = None,
+    metric: str | Callable[[NDArray[np.float32], NDArray[Any]], float] = "top1",
+    target: str = "ort-cpu",
+    goals: Goals | None = None,
+    out: Path | str = "runs",
+    name: str | None = None,
+    progress: Watcher = silent,
+    **settings: Any,
+) -> Compressed:
+    """One model made small for a target in minutes, without a search; `hwsearch.export` takes it.
+
+    Example:
+        >>> goals = hs.Goals(max_drop=100.0)
+        >>> small = hs.compress(network, data=data, target=target, goals=goals, name="small", **settings)
+        >>> hs.export(small, "small").name
+        'small'
+
+    Args:
+        model: A network, or the path of a study file (then `data`, `metric`, `name` and `settings` come from the file).
+        data: As for `search`.
+        metric: As for `search`.
+        target: A built-in target or a target file.
+        goals: How much should go, how much accuracy may be lost, and which of the two comes first.
+        out: Folder of runs; a search with the same arguments goes on from what is found here.
+        name: As for `search`.
+        progress: Told what happens.
+        settings: Other keys of a study file.
+
+    Raises:
+        HwSearchError: bad input, a missing runtime, or no model could be built.
+
+    Example:
+        >>> found = hs.compress(network, data=data, target=target, name="small", **settings)
+        >>> found.run.trial(found.key).candidate.key == found.key
+        True
+    """
+    if not isinstance(model, nn.Module):
+        config = load_study(Path(model))
+        folder = Path(out) / config.name
+        return compress_study(config, out=folder, targets=[target], goals=goals, progress=progress)[0]
+    config = _config(model, data, metric, target, None, name, settings)
+    return compress_study(
+        config,
+        out=Path(out) / config.name,
+        targets=[target],
+        goals=goals,
+        progress=progress,
+        module=model.eval(),
+        splits=splits_from(data, config.data) if isinstance(data, Mapping) else None,
+        metric=metric_from(metric, config.direction) if callable(metric) else None,
+    )[0]
+
+
 def _config(
     model: nn.Module,
     data: object,
     metric: object,
     target: str,
-    evaluations: int,
+    evaluations: int | None,
     name: str | None,
     settings: dict[str, Any],
 ) -> StudyConfig:
     kind = type(model)
-    search_settings = {**settings.pop("search", {}), "evaluations": evaluations}
+    search_settings = {**settings.pop("search", {}), **({} if evaluations is None else {"evaluations": evaluations})}
     return make_study(
         {
             "name": name or kind.__name__.lower(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,23 @@ class EffectLog:
     Args:
         path: The file; lines are only ever added.
         origin: What an effect depends on beside its candidate.
+        structural: The same of effects that leave number formats alone; None: no less.
+        others: Logs of other runs, whose effects of the same origin hold here, too.
     """
 
-    def __init__(self, path: Path, origin: str) -> None:
-        self._path, self._origin = path, origin
+    def __init__(self, path: Path, origin: str, *, structural: str | None = None, others: Sequence[Path] = ()) -> None:
+        self._path, self._origin, self._structural = path, origin, structural or origin
         self.effects: dict[str, Effect] = {}
         self._seconds: list[float] = []
-        for data in self._read():
+        for other in others:
+            for data in self._read(other):
+                self._take(data | {"seconds": 0.0})
+        for data in self._read(path):
             self._take(data)
 
     def add(self, key: str, effect: Effect, seconds: float) -> None:
         """Remember what the candidate called `key` was found to do, and how long that took."""
-        data = {"origin": self._origin, "key": key, "seconds": seconds, "effect": to_json(effect)}
+        data = {"origin": self._origin_of(effect.kind), "key": key, "seconds": seconds, "effect": to_json(effect)}
         line = json.dumps(data)
         with self._path.open("a") as stream:
             stream.write(f"\n{line}")  # in front, so that what a kill cut short does not spoil the next line
@@ -46,18 +51,22 @@ class EffectLog:
 
         Judged by the median: the first effect also pays for what all of them share.
         """
-        enough = sum(self._seconds) > PATIENCE_S / 10 and len(self._seconds) >= FEW
-        return enough and statistics.median(self._seconds) * missing > PATIENCE_S
+        own = [seconds for seconds in self._seconds if seconds]
+        enough = sum(own) > PATIENCE_S / 10 and len(own) >= FEW
+        return enough and statistics.median(own) * missing > PATIENCE_S
+
+    def _origin_of(self, kind: str) -> str:
+        return self._origin if kind == "precision" else self._structural
 
     def _take(self, data: dict[str, Any]) -> None:
         self.effects[data["key"]] = from_json(Effect, data["effect"])
         self._seconds.append(data.get("seconds", 0.0))
 
-    def _read(self) -> Iterator[dict[str, Any]]:
-        for line in self._path.read_text().splitlines() if self._path.exists() else ():
+    def _read(self, path: Path) -> Iterator[dict[str, Any]]:
+        for line in path.read_text().splitlines() if path.exists() else ():
             try:
                 data = json.loads(line)
             except json.JSONDecodeError:  # empty, or a kill in the middle of it
                 continue
-            if data["origin"] == self._origin:
+            if data["origin"] == self._origin_of(data["effect"]["kind"]):
                 yield data

@@ -7,6 +7,7 @@ a fixed part of the search split. Every effect is on disk before the next begins
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -26,10 +27,12 @@ from hwsearch.search.effects import Effect, Method, Sensitivity, write_sensitivi
 from hwsearch.search.evaluate import QUICK_REFIT_IMAGES, Evaluator
 from hwsearch.search.progress import Progress, Watcher
 from hwsearch.space.space import decode
-from hwsearch.types import Candidate, SearchSpace, SourceModel, to_json
+from hwsearch.types import PRECISIONS, Candidate, SearchSpace, SourceModel, to_json
 
 FISHER_IMAGES = 256
 """Examples gradients are computed for, at most."""
+
+LOG_FILE = "sensitivity.jsonl"
 
 SWEEPS = 7
 """Over the network, so that the first changes already tell how long all of them will take."""
@@ -139,22 +142,36 @@ def _in_sweeps(plan: Sequence[Change]) -> list[Change]:
 
 
 def _log(task: _Task, space: SearchSpace, folder: Path, method: Method) -> EffectLog:
-    """The effects `folder` knows, as far as everything they depend on is the same."""
+    """The effects `folder`, and the study's runs on other targets, know, as far as all they depend on is the same.
+
+    What a change of structure does to a float network, no device changes; what rounding does, the number of threads
+    does not.
+    """
     evaluator = task.evaluator
-    parts = [
+    structural = [
         method,
         evaluator.subject.network.source.sha256,
         evaluator.subject.splits.calibrate.sha256,
         evaluator.subject.splits.search.sha256,
         task.images,
         QUICK_REFIT_IMAGES,
-        space.float_precisions,
+        task.whole.float_precision,
         evaluator.config.recover.model_dump(),
-        evaluator.config.quantize.model_dump(),
-        to_json(target_device(evaluator.target)),
     ]
-    origin = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
-    return EffectLog(folder / "work" / "sensitivity.jsonl", origin)
+    device = dataclasses.replace(target_device(evaluator.target), threads=1)
+    ranges = (evaluator.config.quantize.model_dump(), to_json(evaluator.target.ranges))
+    everything = _digest([*structural, space.float_precisions, ranges, to_json(device)])
+    float_network = not any(PRECISIONS[name].integer for name in task.whole.precision.values())
+    return EffectLog(
+        folder / "work" / LOG_FILE,
+        everything,
+        structural=_digest(structural) if float_network else None,
+        others=[path for path in folder.parent.glob(f"*/work/{LOG_FILE}") if path.parent.parent != folder],
+    )
+
+
+def _digest(parts: Sequence[object]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
 
 def _progress(task: _Task, change: Change, done: int, left: float | None) -> Progress:
