@@ -13,6 +13,7 @@ from hwsearch.errors import ConfigError
 
 dash = pytest.importorskip("dash", reason="dash is not installed")
 from werkzeug.serving import make_server  # noqa: E402
+from werkzeug.test import Client  # noqa: E402
 
 from hwsearch.report.app import make_app  # noqa: E402
 from hwsearch.report.watch import Board, Watched  # noqa: E402
@@ -106,3 +107,11 @@ def test_a_port_in_use_is_an_error(folder, capsys):
     with make_server("127.0.0.1", 0, lambda *_: []) as taken:
         assert main(["dashboard", str(paths(folder)[0]), "--port", str(taken.port)]) == ConfigError.exit_code
     assert "cannot listen on" in capsys.readouterr().err
+
+
+def test_optunas_own_dashboard_opens_the_same_storage(folder):
+    optuna_dashboard = pytest.importorskip("optuna_dashboard", reason="optuna-dashboard is not installed")
+    client = Client(optuna_dashboard.wsgi(f"sqlite:///{paths(folder)[0] / 'study.db'}"))
+    (found,) = client.get("/api/studies").json["study_summaries"]
+    assert found["study_name"] == "first/fake"
+    assert len(client.get(f"/api/studies/{found['study_id']}").json["trials"]) == 4
