@@ -278,6 +278,15 @@ def test_without_labels_the_ladder_ends_before_the_third_rung(trained):
     assert accuracy(found.network, images, labels) > accuracy(trained, images, labels) + 0.3
 
 
+def test_the_ladder_stops_where_the_goal_is_reached(trained):
+    scene, images, labels = scene_of("contrast", 5, few=60)
+    found = climb(trained, scene, source_of(trained), goal=0.5)
+    assert [step.rung for step in found.steps] == ["recalibrate"]
+    assert found.steps[0].after.accuracy >= 0.5
+    assert climb(trained, scene, source_of(trained), goal=0.0).steps == ()
+    assert accuracy(found.network, images, labels) > accuracy(trained, images, labels)
+
+
 def test_a_rung_that_harms_does_not_stay(trained):
     images, labels = digits()
     clean = images[LEARN:]

@@ -10,7 +10,7 @@ After a convolution it is exact for any kernel, stride and padding; before one, 
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +70,7 @@ class RepAdapter(nn.Module):
 
     def matrix(self) -> tuple[Tensor, Tensor]:
         """The map as M [channels, channels] and c [channels], in float64: ``f(x) = M x + c``."""
-        up = torch.block_diag(*self._blocks().detach().double())
+        up: Tensor = torch.block_diag(*self._blocks().detach().double())  # type: ignore[no-untyped-call]
         matrix = up @ self.down.detach().double() * self.scale
         shift = up.new_zeros(len(up))
         if self.down_bias is not None and self.up_bias is not None:
@@ -78,7 +78,7 @@ class RepAdapter(nn.Module):
         return matrix + torch.eye(len(up), dtype=torch.float64, device=up.device), shift
 
     def _blocks(self) -> Tensor:
-        return self.up.unflatten(0, (self.groups, -1))
+        return self.up.view(self.groups, -1, self.up.shape[1])
 
 
 class ChannelScale(nn.Module):
@@ -142,10 +142,11 @@ class AdaptedConv2d(nn.Module):
         matrix, shift = self.adapter.matrix()
         weight = base.weight.detach().double()
         bias = shift if base.bias is None else matrix @ base.bias.detach().double() + shift
-        plain = nn.Conv2d(
-            base.in_channels, base.out_channels, base.kernel_size, base.stride, base.padding, base.dilation,
-            base.groups, bias=True, padding_mode=base.padding_mode, device=base.weight.device, dtype=base.weight.dtype,
-        )  # fmt: skip
+        geometry: dict[str, Any] = {
+            name: getattr(base, name) for name in ("stride", "padding", "dilation", "groups", "padding_mode")
+        }
+        sizes: Any = (base.in_channels, base.out_channels, base.kernel_size)
+        plain = nn.Conv2d(*sizes, **geometry, device=base.weight.device, dtype=base.weight.dtype)
         return _filled(plain, (matrix @ weight.flatten(1)).view_as(weight), bias)
 
 

@@ -42,7 +42,7 @@ def corrupt(images: Images, kind: str, severity: int = 3, *, seed: int = 0) -> I
     if images.dtype != np.uint8 or images.ndim != 4:
         raise DataError(f"images are {images.dtype} of shape {images.shape}", allowed="uint8 [N, C, H, W]")
     function, strengths = CORRUPTIONS[kind]
-    pixels = images.astype(np.float32) / 255
+    pixels = images.astype(np.float32) / np.float32(255)
     changed = function(pixels, strengths[severity - 1], np.random.default_rng(seed))
     return np.rint(np.clip(changed, 0, 1) * 255).astype(np.uint8)
 
@@ -59,7 +59,7 @@ def _blur(pixels: Floats, deviation: float, _rng: np.random.Generator) -> Floats
 
 def _contrast(pixels: Floats, share: float, _rng: np.random.Generator) -> Floats:
     mean = pixels.mean(axis=(1, 2, 3), keepdims=True)
-    return mean + (pixels - mean) * np.float32(share)
+    return np.asarray(mean + (pixels - mean) * np.float32(share), np.float32)
 
 
 def _brightness(pixels: Floats, added: float, _rng: np.random.Generator) -> Floats:

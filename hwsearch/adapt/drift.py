@@ -66,5 +66,5 @@ class DriftDetector:
                 hint="pip install 'hwsearch[adapt]', or use the trigger `fixed`",
             ) from None
         if self._trigger == "adwin":
-            return drift.ADWIN(clock=1)
+            return drift.ADWIN(clock=1)  # type: ignore[no-untyped-call]
         return drift.PageHinkley(min_instances=1, delta=ALLOWANCE, threshold=THRESHOLD, mode="up")

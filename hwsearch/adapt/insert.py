@@ -192,7 +192,7 @@ def adapted_layers(model: nn.Module, globs: tuple[str, ...] = ()) -> tuple[str, 
 
 def head_name(model: nn.Module) -> str:
     """Name of the last layer; the classifier of a network whose modules are registered in the order they run."""
-    names = [name for name, layer in model.named_modules() if isinstance(layer, LAYER_TYPES)]
+    names: list[str] = [name for name, layer in model.named_modules() if isinstance(layer, LAYER_TYPES)]
     return names[-1]
 
 

@@ -114,6 +114,7 @@ def climb(
     *,
     rungs: tuple[Rung, ...] = RUNGS,
     how: Migration | None = None,
+    goal: float | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Climb:
     """Adapt `network` to a scene, cheapest means first.
@@ -128,12 +129,13 @@ def climb(
         source: What is kept of the source.
         rungs: Which to try.
         how: How adapters are trained.
+        goal: Accuracy on the labelled examples from which on no further rung is tried; None to try all.
         on_step: Told each rung as it is done.
     """
     how, steps, current = how or Migration(), list[Step](), network
     migrated = False
     for rung in rungs:
-        if rung == "migrate" and not len(scene.labels):
+        if (rung == "migrate" and not len(scene.labels)) or _reached(current, scene, goal):
             continue
         started = time.perf_counter()
         judged = _held_out(scene) if rung == "migrate" else scene
@@ -158,14 +160,10 @@ def judge(network: nn.Module, scene: Scene, source: Source) -> State:
     """How a network stands in a scene."""
     network = merge(network)
     outputs = answers(network, scene.images)
-    accuracy = None
-    if len(scene.labels):
-        right = answers(network, scene.few).argmax(1) == torch.from_numpy(scene.labels)
-        accuracy = float(right.float().mean())
     return State(
         divergence=score(measure(network, scene.images, tuple(source.statistics)), source.statistics),
         information=float(information(outputs)),
-        accuracy=accuracy,
+        accuracy=_accuracy(network, scene) if len(scene.labels) else None,
     )
 
 
@@ -177,6 +175,15 @@ def _taken(
     if rung == "sharpen":
         return sharpen(network, scene.images, source.statistics, seed=how.seed)
     return migrate(network, scene.few, scene.labels, source.replay, teacher, source.statistics, how)
+
+
+def _reached(network: nn.Module, scene: Scene, goal: float | None) -> bool:
+    return goal is not None and len(scene.labels) > 0 and _accuracy(merge(network), scene) >= goal
+
+
+def _accuracy(network: nn.Module, scene: Scene) -> float:
+    right = answers(network, scene.few).argmax(1) == torch.from_numpy(scene.labels)
+    return float(right.float().mean())
 
 
 def _verdict(before: State, after: State) -> tuple[bool, str]:

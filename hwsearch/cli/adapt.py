@@ -38,6 +38,9 @@ Kind = Annotated[str, typer.Option("--kind", metavar="NAME", help="of adapters: 
 Rank = Annotated[int, typer.Option("--rank", metavar="N", min=1, help="of adapters")]
 Steps = Annotated[int, typer.Option("--steps", metavar="N", min=1, help="of training adapters")]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0)]
+Goal = Annotated[
+    float | None, typer.Option("--goal", metavar="X", help="accuracy on the labelled examples that is enough")
+]
 AdapterFolder = Annotated[
     Path | None, typer.Option("--adapter", metavar="DIR", help="what `adapt migrate` wrote; default: adapt now")
 ]
@@ -54,6 +57,7 @@ def migrate(
     out: Out,
     shots: Shots = 10,
     rung: Rungs = None,
+    goal: Goal = None,
     kind: Kind = "repadapter",
     rank: Rank = 8,
     steps: Steps = 200,
@@ -63,13 +67,19 @@ def migrate(
     from hwsearch.adapt.files import save_adapter
 
     deployed, scene = _opened(bundle, data, shots, seed)
-    found, adaptation = _climbed(deployed, scene, _rungs(rung), kind=kind, rank=rank, steps=steps, seed=seed)
+    found, adaptation = _climbed(deployed, scene, _rungs(rung), goal=goal, kind=kind, rank=rank, steps=steps, seed=seed)
     written = save_adapter(
         out,
         adaptation.network,
         deployed.base,
         adaptation.spec,
-        {"scene": scene.name, "labels": adaptation.labels, "rungs": list(adaptation.rungs)},
+        {
+            "scene": scene.name,
+            "labels": adaptation.labels,
+            "rungs": list(adaptation.rungs),
+            "shots": shots,
+            "seed": seed,
+        },
         identity=deployed.identity,
     )
     if flags().json:
@@ -89,6 +99,7 @@ def update(
     adapter: AdapterFolder = None,
     shots: Shots = 10,
     rung: Rungs = None,
+    goal: Goal = None,
     kind: Kind = "repadapter",
     rank: Rank = 8,
     steps: Steps = 200,
@@ -97,12 +108,18 @@ def update(
     timing: Timing = True,
 ) -> None:
     """Put adapted weights into a bundle: same graph and formats, in one atomic step; the old version is kept."""
+    from hwsearch.adapt.files import read_facts
     from hwsearch.export.update import update_bundle
 
+    if adapter is not None:  # the same division of the examples, so that none that was learnt from judges
+        known = read_facts(adapter).facts
+        shots, seed = known.get("shots", shots), known.get("seed", seed)
     deployed, scene = _opened(bundle, data, shots, seed)
     found = None
     if adapter is None:
-        found, adaptation = _climbed(deployed, scene, _rungs(rung), kind=kind, rank=rank, steps=steps, seed=seed)
+        found, adaptation = _climbed(
+            deployed, scene, _rungs(rung), goal=goal, kind=kind, rank=rank, steps=steps, seed=seed
+        )
     else:
         adaptation = _read(adapter, deployed)
     made = update_bundle(deployed, adaptation, scene, force=force, timing=timing, on_stage=_tell)
@@ -146,7 +163,7 @@ def _opened(bundle: Path, data: str, shots: int, seed: int) -> tuple[Deployed, S
 
 
 def _climbed(
-    deployed: Deployed, scene: SceneData, rungs: Any, *, kind: str, rank: int, steps: int, seed: int
+    deployed: Deployed, scene: SceneData, rungs: Any, *, goal: float | None, kind: str, rank: int, steps: int, seed: int
 ) -> tuple[Climb, Adaptation]:
     from hwsearch.adapt.insert import AdapterSpec
     from hwsearch.adapt.ladder import climb
@@ -157,7 +174,7 @@ def _climbed(
         raise ConfigError(f"unknown kind of adapter `{kind}`", where="--kind", allowed="repadapter, lora")
     how = Migration(spec=AdapterSpec(kind=kind, rank=rank, seed=seed), steps=steps, seed=seed)  # type: ignore[arg-type]
     started = time.perf_counter()
-    found = climb(deployed.base, scene.scene, deployed.source, rungs=rungs, how=how, on_step=_tell_step)
+    found = climb(deployed.base, scene.scene, deployed.source, rungs=rungs, how=how, goal=goal, on_step=_tell_step)
     return found, Adaptation(
         network=found.network,
         spec=None if found.how is None else found.how.spec,

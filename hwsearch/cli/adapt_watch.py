@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="a folder that `hwsearch export` wrote")]
 Stream = Annotated[
     str,
-    typer.Option("--data", metavar="DATA", help=".npz or file.py:factory: labelled examples in order"),
+    typer.Option("--data", metavar="DATA", help="labelled examples in order: .npz, or file.py:factory"),
 ]
 Window = Annotated[int, typer.Option("--window", metavar="N", min=8, help="examples per window")]
 Trigger = Annotated[str, typer.Option("--trigger", metavar="NAME", help="page_hinkley, adwin or fixed")]
@@ -61,10 +61,11 @@ def watch(
 
     if memory not in ("replay", "ewc", "none"):
         raise ConfigError(f"unknown memory `{memory}`", where="--memory", allowed="replay, ewc, none")
+    names: Any = {"trigger": trigger, "memory": memory}
     policy = Policy(
-        trigger=trigger, period=period, examples=examples, memory=memory, tolerance=tolerance, steps=steps, seed=seed,
+        **names, period=period, examples=examples, tolerance=tolerance, steps=steps, seed=seed,
         spec=AdapterSpec(rank=rank, seed=seed),
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
     inputs, labels = load_stream(data, fit_of(parse_manifest(read_facts(bundle))))
     note(f"rebuilding the network of {bundle}")
     found = watch_bundle(
