@@ -32,6 +32,7 @@ from hwsearch.types import Candidate, Success, Trial
 Floats = NDArray[np.float64]
 
 STAGE = "recover"
+PROBES = 5  # predicted models evaluated before each training, at most: most turn out less good
 LEAST_SHARE = 0.02  # of the minutes: less is not worth beginning with
 ROUNDING_HURTS = 0.003  # share of the accuracy that a uniform number format loses
 LUCK = (-1.28, -0.52, 0.0, 0.52, 1.28)  # standard deviations, equally likely
@@ -50,12 +51,14 @@ class Healing:
     spread: float
 
     POWER = 0.6
-    PRIOR, PRIOR_SPREAD, NOISE = math.log(0.12), 0.5, 0.4
+    PRIOR, PRIOR_SPREAD, NOISE = math.log(0.12), 0.5, 0.5
+    TOLD_APART = 0.004  # losses below it say no more than that they are small
 
     @classmethod
     def learned(cls, seen: Sequence[tuple[float, float]]) -> Healing:
         """From shares lost before and after training."""
-        logs = [math.log(max(after, 1e-3)) - cls.POWER * math.log(before) for before, after in seen if before > 0]
+        damaged = [(before, max(after, cls.TOLD_APART)) for before, after in seen if before > 0]
+        logs = [math.log(after) - cls.POWER * math.log(before) for before, after in damaged]
         precision = cls.PRIOR_SPREAD**-2 + len(logs) * cls.NOISE**-2
         mean = (cls.PRIOR * cls.PRIOR_SPREAD**-2 + sum(logs) * cls.NOISE**-2) / precision
         return cls(mean, math.sqrt(1 / precision + cls.NOISE**2))
@@ -100,7 +103,7 @@ def recover(search: Search, predictions: Predictions | None) -> None:
         search: At the end of its loop.
         predictions: What the solver expects of models that were not evaluated; None if it was not asked.
     """
-    config = search.config.recover
+    config, probed = search.config.recover, 0
     while not search.stop.is_set():
         for candidate in filter(is_trained, storage.queued(search.study)):
             _train(search, candidate)
@@ -109,13 +112,15 @@ def recover(search: Search, predictions: Predictions | None) -> None:
         minutes = config.minutes - sum(trial.seconds.get(STAGE, 0.0) for trial in trained) / 60
         if len(trained) >= config.top or minutes < LEAST_SHARE * config.minutes:
             return
-        prospect = most_promising(trials, predictions, search.config)
+        prospect = most_promising(trials, predictions if probed < PROBES else None, search.config)
         if prospect is None:
             return
         if not prospect.evaluated:
+            probed += 1
             tell(search, STAGE, "evaluating a model that training may bring to the front")
             evaluated(search, prospect.candidate)
             continue
+        probed = 0
         _train(search, with_recipe(prospect, trials, search.config, minutes / (config.top - len(trained))))
 
 
