@@ -57,8 +57,14 @@ def _unknown_key(detail: ErrorDetails, study: StudyFile, schema: type[BaseModel]
         f"unknown key `{dotted(key)}`",
         where=study.where(key, detail["input"]),
         allowed=", ".join(allowed),
-        hint=did_you_mean(str(key[-1]), allowed),
+        hint=_elsewhere(schema, str(key[-1])) or did_you_mean(str(key[-1]), allowed),
     )
+
+
+def _elsewhere(schema: type[BaseModel], name: str) -> str | None:
+    """A hint where a key of this name stands in another section."""
+    found = [f"`{section}.{name}`" for section, kind in _sections(schema).items() if name in kind.model_fields]
+    return f"did you mean {' or '.join(found)}?" if found else None
 
 
 def _missing_key(key: KeyPath, study: StudyFile) -> ConfigError:
@@ -107,10 +113,15 @@ def _section(schema: type[BaseModel], key: KeyPath) -> type[BaseModel]:
     """The model class of the section at `key`."""
     section = schema
     for part in key:
-        annotation = section.model_fields[str(part)].annotation
-        section = next(
-            kind
-            for kind in (annotation, *getattr(annotation, "__args__", ()))
-            if isinstance(kind, type) and issubclass(kind, BaseModel)
-        )
+        section = _sections(section)[str(part)]
     return section
+
+
+def _sections(schema: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """Key -> the model class of the section there."""
+    return {
+        name: kind
+        for name, field in schema.model_fields.items()
+        for kind in (field.annotation, *getattr(field.annotation, "__args__", ()))
+        if isinstance(kind, type) and issubclass(kind, BaseModel)
+    }

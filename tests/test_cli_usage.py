@@ -119,9 +119,29 @@ def test_the_verbs_are_pinned():
     assert sorted(command.callback.__name__ for command in app.registered_commands) == VERBS
 
 
+def test_every_verb_has_one_line_in_the_help(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = run("--help")[1].splitlines()
+    for command in app.registered_commands:
+        (line,) = (line for line in lines if f" {command.callback.__name__.replace('_', '-')} " in line[:22])
+        assert command.short_help in line
+
+
+def test_a_shell_completes_verbs_and_options(tmp_path):
+    script = tmp_path / "hwsearch"
+    script.write_text("import sys\nfrom hwsearch.cli.main import main\nsys.exit(main())\n")
+
+    def complete(words: str) -> list[str]:
+        asked = {"_HWSEARCH_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+        return python(str(script), **asked).stdout.split()
+
+    assert complete("hwsearch dash") == ["dashboard"]
+    assert "--max-latency-ms" in complete("hwsearch export --max")
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help_and_the_shared_flags(run, verb):
-    code, out, _ = run(verb, "--help")
+    code, out, _ = run(verb.replace("_", "-"), "--help")
     assert code == 0
     assert all(flag in out for flag in ("--json", "--quiet", "--debug"))
 

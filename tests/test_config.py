@@ -132,6 +132,12 @@ def test_overrides_win_and_are_read_as_yaml(study):
     assert config.space.keep_float == ("a", "b")
 
 
+def test_a_key_of_another_section_is_pointed_to(study):
+    error = refused(study(BASE), "evaluations=5")
+    assert error.hint == "did you mean `search.evaluations`?"
+    assert refused(study(BASE + "patience: 3\n")).hint == "did you mean `search.patience`?"
+
+
 def test_a_wrong_override_is_blamed_itself(study):
     error = refused(study(BASE + "search: {sampler: gp}\n"), "search.sampler=nsga3")
     assert error.where == "--set search.sampler=nsga3"

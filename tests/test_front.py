@@ -1,10 +1,12 @@
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hwsearch.errors import ConfigError
 from hwsearch.model.metric import wilson_interval
 from hwsearch.search.front import MAX_FINALISTS, choose, tied, undominated
-from hwsearch.search.pareto import front_mask
+from hwsearch.search.pareto import front_mask, pick
 from hwsearch.types import Accuracy, Artifact, Candidate, FrontPoint, Latency, Success, Trial
 
 
@@ -97,3 +99,8 @@ def test_a_crowded_front_is_thinned_where_it_is_crowded():
     assert chosen == sorted(chosen, key=lambda point: point[1])
     assert set(lonely) < set(chosen)
     assert crowd[0] in chosen
+
+
+def test_an_accuracy_in_percent_is_pointed_out():
+    with pytest.raises(ConfigError, match=r"top1 runs from 0 to 1: did you mean 0\.91\?"):
+        pick([point("a", 900, 1.0)], min_accuracy=91)

@@ -44,10 +44,34 @@ INTERNAL_ERROR = 70
 INTERRUPTED = 130
 
 PANELS = {
-    "Start": (demo, init, zoo, doctor, targets),
-    "Search": (check, compress, search, rerank),
-    "Look": (front, show, compare, compare_targets, report, dashboard),
-    "Deploy": (export, verify, benchmark, merge, reparam),
+    "Start": {
+        demo: "The whole way on handwritten digits: train to bundle.",
+        init: "Write a commented study that runs as it is.",
+        zoo: "List networks to start from.",
+        doctor: "Say what works here and how noisy timings are.",
+        targets: "List targets and what each accelerates here.",
+    },
+    "Search": {
+        check: "Check a study or an ONNX file, without searching.",
+        compress: "Make one small model per target, without a search.",
+        search: "Search for the fastest models at every accuracy.",
+        rerank: "Measure the finalists of a run on another target.",
+    },
+    "Look": {
+        front: "Print the models that no other model beats.",
+        show: "Show one candidate: choices, numbers, layers.",
+        compare: "Compare candidates side by side.",
+        compare_targets: "Compare the targets of a study.",
+        report: "Write the report, and figures and tables as files.",
+        dashboard: "Show runs live in the browser.",
+    },
+    "Deploy": {
+        export: "Write one model and all it needs into a folder.",
+        verify: "Check that a bundle is what was exported.",
+        benchmark: "Time model files against each other.",
+        merge: "Merge layers with the same input, where faster.",
+        reparam: "Merge the training branches of a model.",
+    },
 }
 
 app = typer.Typer(
@@ -60,12 +84,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for panel, commands in PANELS.items():
-    for command in commands:
-        app.command(rich_help_panel=panel)(command)
-app.add_typer(table, rich_help_panel="Search")
+    for command, line in commands.items():
+        app.command(short_help=line, rich_help_panel=panel)(command)
+app.add_typer(table, rich_help_panel="Search", short_help="Build and check what answers instead of the device.")
+app.add_typer(adapt, rich_help_panel="Deploy", short_help="New weights for a bundle: same graph, same formats.")
 
 
-app.add_typer(adapt, rich_help_panel="Deploy")
 def _print_version(value: bool) -> None:
     if value:
         print_text(f"hwsearch {hwsearch.__version__}")

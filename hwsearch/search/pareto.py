@@ -101,7 +101,7 @@ def pick(
             "no point of the front satisfies the limits",
             where=f"nearest: {nearest.key} at {nearest.latency.best_ms:.3f} ms, {nearest.accuracy.metric} "
             f"{nearest.accuracy.value:.4f}, {nearest.size_bytes / 1e6:.2f} MB",
-            hint="loosen a limit, or search on with --extend",
+            hint=_advice(nearest.accuracy.metric, min_accuracy),
         )
     if max_latency_ms is not None or max_size_mb is not None:
         return max(fits, key=lambda p: (sign * p.accuracy.value, -p.latency.best_ms))
@@ -109,6 +109,12 @@ def pick(
         return min(fits, key=lambda p: (p.latency.best_ms, -sign * p.accuracy.value))
     best = knee([(p.latency.best_ms, -sign * p.accuracy.value) for p in fits])
     return fits[best or 0]
+
+
+def _advice(metric: str, min_accuracy: float | None) -> str:
+    if metric == "top1" and min_accuracy is not None and min_accuracy > 1:
+        return f"top1 runs from 0 to 1: did you mean {min_accuracy / 100:g}?"
+    return "loosen a limit, or search on with --extend"
 
 
 def _misses(
