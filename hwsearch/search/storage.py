@@ -11,6 +11,7 @@ import json
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
@@ -28,6 +29,9 @@ NUMBERED = "numbered"
 BASELINE = "baseline"
 OWNER = "owner"
 SAME_AS = "same_as"
+
+PARSED = 4096
+"""Records kept as evaluations in memory."""
 
 
 def open_study(
@@ -83,10 +87,16 @@ def failures_explained(url: str) -> Iterator[None]:
 def read_trials(study: optuna.Study) -> tuple[Trial, ...]:
     """Every finished evaluation, in order, each candidate once."""
     return tuple(
-        from_json(Trial, json.loads(frozen.user_attrs[RECORD]))
+        _trial_of(frozen.user_attrs[RECORD])
         for frozen in study.get_trials(deepcopy=False)
         if RECORD in frozen.user_attrs and frozen.state.is_finished()
     )
+
+
+@lru_cache(maxsize=PARSED)
+def _trial_of(record: str) -> Trial:
+    """The evaluation in a record. A search and whoever watches it read all of them again and again."""
+    return from_json(Trial, json.loads(record))
 
 
 def record(study: optuna.Study, running: optuna.Trial, trial: Trial) -> None:
@@ -111,7 +121,7 @@ def reclaim(study: optuna.Study, owner: str) -> None:
         if frozen.user_attrs.get(OWNER) != owner:
             continue
         if RECORD in frozen.user_attrs:
-            _tell(study, frozen.number, from_json(Trial, json.loads(frozen.user_attrs[RECORD])))
+            _tell(study, frozen.number, _trial_of(frozen.user_attrs[RECORD]))
         else:
             study.tell(frozen.number, state=TrialState.FAIL)
             study.enqueue_trial(frozen.params, user_attrs=_handed_on(frozen.user_attrs))
