@@ -45,7 +45,10 @@ def sparsest_first(pattern: str) -> tuple[float, bool]:
 
 
 def packed_bits(weight_bits: int, pattern: str) -> float:
-    """Bits a weight takes in a packed file: those that are not zero, and the entropy of where they are."""
+    """About the bits a weight takes in a packed file: those that are not zero, and the entropy of where they are.
+
+    Deflated int8 weights take a fifth more or less at 50 and 75 % zeros, and a third more at 90 %.
+    """
     zeros = share_of_zeros(pattern)
     entropy = -sum(p * math.log2(p) for p in (zeros, 1 - zeros) if p > 0)
     return (1 - zeros) * weight_bits + entropy

@@ -4,7 +4,7 @@ By magnitude, the smallest go. By optimal brain surgery (Hassibi and Stork, "Opt
 whose loss, when all others make up for it, costs least: w² over the diagonal of H⁻¹, with the second moments H of what
 the layer reads. A few go at a time, and what is left is solved for in between; the cubic schedule is that of Zhu and
 Gupta, "To prune, or not to prune", 2017. One sweep over the columns, as in SparseGPT, is faster for large layers and as
-good for 2:4, but leaves more than 1.3 times the error where zeros may be anywhere (`studies/benchmarks/sparsity`).
+good for 2:4, but leaves 1.3 to 1.5 times the error where zeros may be anywhere (`studies/benchmarks/sparsity`).
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def hold_zeros(module: nn.Module, layers: Iterable[str]) -> None:
     for name in layers:
         weight = find_layer(module, name).weight
         kept = weight.detach() != 0
-        weight.register_hook(lambda gradient, kept=kept: gradient * kept)  # type: ignore[no-untyped-call]
+        weight.register_hook(lambda gradient, kept=kept: gradient * kept.to(gradient.device))  # type: ignore[no-untyped-call]
 
 
 def _operated(whole: Tensor, moments: Tensor, inputs: int, pattern: str) -> Tensor:
@@ -112,7 +112,7 @@ def _operated(whole: Tensor, moments: Tensor, inputs: int, pattern: str) -> Tens
     left = whole
     for step in range(1, STEPS + 1):
         zeros = share_of_zeros(pattern) * (1 - (1 - step / STEPS) ** 3)
-        scores = (left[..., :-1].square() / cost).flatten(0, 1).unflatten(-1, (inputs, -1))
+        scores = (left[..., :-1].square() / cost).reshape(-1, inputs, whole.shape[-1] // inputs)
         kept = _with_bias(_all_but_smallest(_may_go(scores, pattern), zeros).view(*whole.shape[:2], -1))
         left = _compensated(whole, left * kept, moments, kept, THOROUGH if step == STEPS else HASTY)
     return left
@@ -135,7 +135,7 @@ def _may_go(scores: Tensor, pattern: str) -> Tensor:
             f"2:4 needs input channels in fours, and a filter reads {scores.shape[1]}",
             hint="keep a multiple of 4 channels, or use a share such as 0.5",
         )
-    fours = scores.unflatten(1, (-1, 4))
+    fours = scores.view(len(scores), -1, 4, scores.shape[2])
     ranks = fours.argsort(dim=2).argsort(dim=2)
     return torch.where(ranks < 2, fours, torch.inf).flatten(1, 2)
 

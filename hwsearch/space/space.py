@@ -118,8 +118,8 @@ def encode(space: SearchSpace, candidate: Candidate) -> dict[str, int] | None:
         numbers["float"] = space.float_precisions.index(candidate.float_precision)
     except ValueError:
         return None
-    chosen = (candidate.keep, space.widths), (candidate.dropped, space.droppable), (candidate.pattern, space.patterns)
-    if any(set(names) - set(offered) for names, offered in chosen):
+    listed = (candidate.keep, space.widths), (candidate.dropped, space.droppable), (candidate.pattern, space.patterns)
+    if any(set(names) - set(offered) for names, offered in listed):
         return None
     return {dimension.name: numbers[dimension.name] for dimension in dimensions(space)}
 
