@@ -145,8 +145,9 @@ class AdaptedConv2d(nn.Module):
         geometry: dict[str, Any] = {
             name: getattr(base, name) for name in ("stride", "padding", "dilation", "groups", "padding_mode")
         }
-        sizes: Any = (base.in_channels, base.out_channels, base.kernel_size)
-        plain = nn.Conv2d(*sizes, **geometry, device=base.weight.device, dtype=base.weight.dtype)
+        kernel: Any = base.kernel_size
+        geometry |= {"device": base.weight.device, "dtype": base.weight.dtype}
+        plain = nn.Conv2d(base.in_channels, base.out_channels, kernel, **geometry)
         return _filled(plain, (matrix @ weight.flatten(1)).view_as(weight), bias)
 
 
