@@ -116,9 +116,10 @@ def open_deployed(folder: Path | str, *, subject: Subject | None = None) -> Depl
 
 
 def _load(config: StudyConfig) -> Subject:
-    if config.reparam is not None:
+    first = "reparam" if config.reparam is not None else "recover.once_for_all"
+    if config.reparam is not None or config.recover.once_for_all is not None:
         raise ConfigError(
-            "the study trains its network first (`reparam`), and those weights are not in the bundle",
+            f"the study trains its network first (`{first}`), and those weights are not in the bundle",
             hint="from Python, hand the trained network over: open_deployed(bundle, subject=...)",
         )
     return load_subject(config)

@@ -23,6 +23,7 @@ from hwsearch.model.metric import Metric, load_metric
 from hwsearch.reparam.guard import bounded, inspect
 from hwsearch.reparam.recipe import retrained
 from hwsearch.search.evaluate import Subject
+from hwsearch.search.once_for_all import schooled
 from hwsearch.search.run import Identity
 from hwsearch.space.profile import TABLE
 from hwsearch.space.space import build_space, dimensions, log10_size
@@ -62,8 +63,8 @@ def load_subject(
         module: Replaces the network the study names.
         splits: Replace the data the study names.
         metric: Replaces the metric the study names.
-        trained: Folder of trained weights; a study with `reparam` trains into it, once. None: the network as it is,
-            which has the same layers and shapes.
+        trained: Folder of trained weights; a study with `reparam` or `recover.once_for_all` trains into it, once. None:
+            the network as it is, which has the same layers and shapes.
         on_epoch: Told each epoch of that training and its mean loss.
 
     Raises:
@@ -77,6 +78,8 @@ def load_subject(
         module = retrained(module, config.reparam, splits.train, trained, on_epoch=on_epoch)
     metric = metric or load_metric(config.metric, config.direction, base_dir=config.base_dir)
     network = trace(module, np.asarray(splits.calibrate.inputs[:2]), name=config.model)
+    if trained is not None:
+        network = schooled(network, splits, metric, config, trained, on_epoch=on_epoch)
     check_inputs(splits, network.source.input_shape)
     if metric.name == "top1":
         check_labels(splits, network.source.output_shape[-1])
