@@ -50,6 +50,11 @@ class _Round(torch.autograd.Function):
         return grad * inside, low, high, None, None
 
 
+def _round(x: Tensor, low: Tensor, high: Tensor, steps: int, damping: float) -> Tensor:
+    rounded: Tensor = _Round.apply(x, low, high, steps, damping)  # type: ignore[no-untyped-call]
+    return rounded
+
+
 class LearnedRange(nn.Module):
     """Rounds an activation tensor to the levels of a range that is trained."""
 
@@ -75,8 +80,7 @@ class LearnedRange(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Rounded values [N, ...]."""
         low, high = self.ends()
-        rounded: Tensor = _Round.apply(x, low, high, self._steps, _damping(x[:1].numel(), self._steps))
-        return rounded
+        return _round(x, low, high, self._steps, _damping(x[:1].numel(), self._steps))
 
 
 class Quantized(nn.Module):
@@ -88,11 +92,14 @@ class Quantized(nn.Module):
         bits: Of its weight; None to leave that alone.
     """
 
+    bound: Tensor
+
     def __init__(
-        self, inner: nn.Module, *, before: LearnedRange | None, after: LearnedRange | None, bits: int | None
+        self, inner: Any, *, before: LearnedRange | None, after: LearnedRange | None, bits: int | None
     ) -> None:
         super().__init__()
-        self.inner, self.before, self.after = inner, before, after
+        self.inner: Any = inner
+        self.before, self.after = before, after
         self._levels = None if bits is None else 2 ** (bits - 1) - 1
         if self._levels is not None:
             weight = inner.weight.detach().flatten(1)
@@ -105,12 +112,12 @@ class Quantized(nn.Module):
         """What `inner` computes, rounded."""
         x = x if self.before is None else self.before(x)
         if self._levels is None:
-            out = self.inner(x)
+            out: Tensor = self.inner(x)
         else:
             out = torch.func.functional_call(self.inner, {"weight": self._weight()}, (x,))
         return out if self.after is None else self.after(out)
 
-    def restored(self) -> nn.Module:
+    def restored(self) -> Any:
         """`inner` with its weight cut off at the learned ends, which makes them the ends a backend will find."""
         if self._levels is not None:
             bound = self._bound().detach()
@@ -128,8 +135,7 @@ class Quantized(nn.Module):
         assert self._levels is not None
         weight, bound = self.inner.weight, self._bound()
         damping = _damping(weight[0].numel(), 2 * self._levels)
-        rounded: Tensor = _Round.apply(weight, -bound, bound, 2 * self._levels, damping)
-        return rounded
+        return _round(weight, -bound, bound, 2 * self._levels, damping)
 
 
 def insert(

@@ -28,7 +28,7 @@ FAINT = 1e-2
 class Nothing(nn.Module):
     """Stands for a layer of a dropped branch: zeros in the shape of its result, from which no gradient comes back."""
 
-    def __init__(self, layer: nn.Module, out_shape: tuple[int, ...]) -> None:
+    def __init__(self, layer: Any, out_shape: tuple[int, ...]) -> None:
         super().__init__()
         self._linear = isinstance(layer, nn.Linear)
         channels = layer.weight.shape[0]
@@ -71,8 +71,6 @@ def materialize(
             else:
                 norms[name] = module.get_submodule(norm)
                 _unfold(layer, norms[name], weight, bias)
-    for name in candidate.pattern:
-        _hold_zeros(find_layer(module, name).weight)
     _renew_statistics(module, norms, torch.from_numpy(np.ascontiguousarray(images)))
     if not any(parameter.requires_grad for parameter in module.parameters()):  # a network meant for inference alone
         module.requires_grad_()
@@ -84,11 +82,6 @@ def _remove(module: nn.Module, branches: list[Branch], network: Network) -> None
         module.set_submodule(name, Nothing(find_layer(module, name), network.source.layer(name).out_shape))
         if name in network.template.folded:
             module.set_submodule(network.template.folded[name], nn.Identity())
-
-
-def _hold_zeros(weight: Tensor) -> None:
-    """Keep training from filling the zeros of a sparse weight."""
-    weight.register_hook(lambda gradient: gradient * (weight != 0))
 
 
 def _unfold(layer: Any, norm: Any, weight: Tensor, bias: Tensor) -> None:
@@ -130,7 +123,7 @@ def _renew_statistics(module: nn.Module, norms: Mapping[str, Any], images: Tenso
         _write(norm, weight=scale * (norm.running_var + norm.eps).sqrt(), bias=shift + scale * norm.running_mean)
 
 
-def _write(layer: nn.Module, **values: Tensor) -> None:
+def _write(layer: Any, **values: Tensor) -> None:
     """Put values in place of a layer's parameters, which stay as trainable as its weight is."""
     trainable = layer.weight is None or layer.weight.requires_grad
     for name, value in values.items():

@@ -6,6 +6,7 @@ outputs or from labels; where rounding costs accuracy, it ends with rounding in 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import time
@@ -23,6 +24,7 @@ from torch.nn import functional
 
 from hwsearch.compress import fake_quantize
 from hwsearch.compress.distill import Teacher, objective
+from hwsearch.compress.sparsify import hold_zeros
 from hwsearch.errors import EvaluationError, ModelError
 from hwsearch.model.canonical import BATCH_NORMS
 from hwsearch.model.data import DataSplit
@@ -37,6 +39,7 @@ Parameters = dict[str, NDArray[np.float32]]
 Observe = Callable[[Parameters], Mapping[str, TensorRange]]
 
 PREFIX = "recover."
+FLOAT, ROUNDED = ".float", ".rounded"
 ROUNDED_SHARE, ROUNDED_LR = 0.3, 0.25
 """Of the time and of the learning rate: for the part of training that has rounding in it."""
 
@@ -86,7 +89,7 @@ class Recovered:
         parameters: Batch norm folded, as the template takes them.
         ranges: Tensor -> learned range, where rounding was trained.
         seconds: Of training, those of interrupted processes included.
-        before, after: Score of the float network on the search split.
+        before, after: Score on the search split, with rounding where that was trained.
     """
 
     parameters: Parameters
@@ -128,7 +131,7 @@ class Recovery:
         self._teacher = Teacher(network.module)
 
     def recovered(self, candidate: Candidate, start: nn.Module, observe: Observe) -> Recovered:
-        """The candidate trained by its recipe; goes on where it was interrupted.
+        """The candidate trained by its recipe; goes on where it was interrupted. Zeros of sparse weights stay.
 
         Args:
             candidate: With a recipe.
@@ -142,44 +145,48 @@ class Recovery:
         path = self._folder / f"{self._key(candidate, start)}.pt"
         if path.exists():
             return _load(path)
-        recipe = Recipe.of(candidate)
-        before, folded = self._judge(start), self._network.template.folded
         try:
-            seconds, after = self._train(
-                start, recipe, path.with_suffix(".float"), share=1 - ROUNDED_SHARE * recipe.qat
-            )
-            ranges: dict[str, TensorRange] = {}
-            if recipe.qat:
-                ranges, more = self._train_rounded(
-                    start, candidate, recipe, path, observe(folded_parameters(start, folded))
-                )
-                seconds += more
+            found = self._trained(candidate, start, observe, path)
         except ModelError as error:
+            _forget(path)
             raise EvaluationError(error.message, stage="recover", kind="diverged", hint=error.hint) from error
-        if after <= before:
+        if found.after > found.before:
+            _save(path, found)
+        _forget(path)
+        if found.after <= found.before:
+            scores = f"{abs(found.before):.4f} before and {abs(found.after):.4f} at best"
             raise EvaluationError(
-                f"training gained nothing on the search split: {abs(before):.4f} before and {abs(after):.4f} at best",
+                f"training gained nothing on the search split: {scores}",
                 stage="recover", kind="no gain", hint="give it more minutes, or fewer points",
             )  # fmt: skip
-        found = Recovered(
-            parameters=folded_parameters(start, folded), ranges=ranges, seconds=seconds, before=before, after=after
-        )
-        _save(path, found)
-        for suffix in (".float", ".rounded"):
-            path.with_suffix(suffix).unlink(missing_ok=True)
         return found
 
-    def _train_rounded(
-        self, module: nn.Module, candidate: Candidate, recipe: Recipe, path: Path, ranges: Mapping[str, TensorRange]
-    ) -> tuple[dict[str, TensorRange], float]:
-        """Train with rounding in the network, then take it out again: learned ranges, and seconds."""
+    def _trained(self, candidate: Candidate, module: nn.Module, observe: Observe, path: Path) -> Recovered:
+        """`module` after training; the state on the way goes into files beside `path`."""
+        recipe, folded = Recipe.of(candidate), self._network.template.folded
+        start = copy.deepcopy(module)
+        if recipe.qat:
+            self._insert(start, candidate, observe(folded_parameters(module, folded)))
+        before, ranges = self._judge(start), dict[str, TensorRange]()
+        hold_zeros(module, candidate.pattern)
+        share = 1 - ROUNDED_SHARE * recipe.qat
+        seconds, after = self._train(module, recipe, path.with_suffix(FLOAT), share=share)
+        if recipe.qat:
+            learned = self._insert(module, candidate, observe(folded_parameters(module, folded)))
+            gentle = dataclasses.replace(recipe, lr=ROUNDED_LR * recipe.lr)
+            more, after = self._train(module, gentle, path.with_suffix(ROUNDED), share=ROUNDED_SHARE)
+            fake_quantize.remove(module)
+            seconds, ranges = seconds + more, {name: found.interval() for name, found in learned.items()}
+        parameters = folded_parameters(module, folded)
+        return Recovered(parameters=parameters, ranges=ranges, seconds=seconds, before=before, after=after)
+
+    def _insert(
+        self, module: nn.Module, candidate: Candidate, ranges: Mapping[str, TensorRange]
+    ) -> dict[str, fake_quantize.LearnedRange]:
+        """Put rounding into a candidate's network; tensor -> learned range."""
         dropped = [branch for branch in self._network.source.branches if branch.name in candidate.dropped]
         template = self._network.template.without_branches(dropped)
-        learned = fake_quantize.insert(module, template, candidate.precision, ranges)
-        recipe = dataclasses.replace(recipe, lr=ROUNDED_LR * recipe.lr)
-        seconds, _ = self._train(module, recipe, path.with_suffix(".rounded"), share=ROUNDED_SHARE)
-        fake_quantize.remove(module)
-        return {name: found.interval() for name, found in learned.items()}, seconds
+        return fake_quantize.insert(module, template, candidate.precision, ranges)
 
     def _train(self, module: nn.Module, recipe: Recipe, checkpoint: Path, *, share: float) -> tuple[float, float]:
         """Train for a share of the recipe's time; seconds, and the score of the weights that were kept."""
@@ -259,6 +266,12 @@ def reestimate_batch_norm(module: nn.Module, inputs: NDArray[np.float32], *, bat
 
 def _written(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _forget(path: Path) -> None:
+    """Delete the state of a training that is over."""
+    for suffix in (FLOAT, ROUNDED):
+        path.with_suffix(suffix).unlink(missing_ok=True)
 
 
 def _save(path: Path, found: Recovered) -> None:
