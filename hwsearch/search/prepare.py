@@ -25,6 +25,7 @@ from hwsearch.reparam.recipe import retrained
 from hwsearch.search.evaluate import Subject
 from hwsearch.search.once_for_all import schooled
 from hwsearch.search.run import Identity
+from hwsearch.search.training import check_trainable
 from hwsearch.space.profile import TABLE
 from hwsearch.space.space import build_space, dimensions, log10_size
 from hwsearch.space.target import load_target, skipped_patterns
@@ -77,6 +78,7 @@ def load_subject(
     if config.reparam is not None and trained is not None:
         module = retrained(module, config.reparam, splits.train, trained, on_epoch=on_epoch)
     metric = metric or load_metric(config.metric, config.direction, base_dir=config.base_dir)
+    check_trainable(config, splits, metric)
     network = trace(module, np.asarray(splits.calibrate.inputs[:2]), name=config.model)
     if trained is not None:
         network = schooled(network, splits, metric, config, trained, on_epoch=on_epoch)
