@@ -60,7 +60,9 @@ def write_tables(run: RunView, folder: Path | str, kind: Kind = "csv") -> list[P
         Path(folder).mkdir(parents=True, exist_ok=True)
         for name, frame in to_frames(run).items():
             path = Path(folder) / f"{name}.{kind}"
-            flat = frame.assign(**{name: frame[name].map(_flat) for name in frame if frame[name].dtype == object})
+            flat = frame.assign(
+                **{str(column): frame[column].map(_flat) for column in frame if frame[column].dtype == object}
+            )
             flat.to_csv(path, index=False) if kind == "csv" else flat.to_parquet(path, index=False)
             paths.append(path)
     except OSError as error:

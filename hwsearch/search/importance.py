@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import optuna
-from optuna.distributions import FloatDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.importance import MeanDecreaseImpurityImportanceEvaluator, get_param_importances
 
 TREES = 64
@@ -33,7 +33,9 @@ def importances(features: Mapping[str, Sequence[float]], values: Sequence[float]
 
 def _study(features: Mapping[str, Sequence[float]], values: Sequence[float]) -> optuna.Study:
     """A study in memory in which each evaluation is a trial and each feature a parameter."""
-    spans = {name: FloatDistribution(min(column), max(column)) for name, column in features.items()}
+    spans: dict[str, BaseDistribution] = {
+        name: FloatDistribution(min(column), max(column)) for name, column in features.items()
+    }
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study()
     for i, value in enumerate(values):
