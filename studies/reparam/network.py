@@ -1,10 +1,10 @@
-"""A plain stack of 3×3 convolutions for 32×32 images: 0.3 M parameters, 11 M multiply-accumulates, no shortcuts."""
+"""A plain stack of 3×3 convolutions for 32×32 images: 0.2 M parameters, 8 M multiply-accumulates, no shortcuts."""
 
 from __future__ import annotations
 
 from torch import nn
 
-SHAPES = ((16, 1), (32, 2), (32, 1), (64, 2), (64, 1), (128, 2), (128, 1))
+SHAPES = ((16, 1), (24, 2), (24, 1), (48, 2), (48, 1), (48, 1), (96, 2), (96, 1))
 
 
 def build():
