@@ -68,8 +68,9 @@ def followed(target, kind, folder):
         data,
     )
     candidate = deployed.manifest.candidate
+    int8 = sum(precision == "int8" for precision in candidate.precision.values())
     return {
-        "candidate": {"keep": candidate.keep, "int8_layers": sum(p == "int8" for p in candidate.precision.values())},
+        "candidate": {"keep": candidate.keep, "dropped": candidate.dropped, "int8_layers": int8},
         "goal": goal,
         "rungs": {step.rung: f"{'kept' if step.kept else 'not kept'}: {step.reason}" for step in ladder.steps},
         "update": to_json(made),
@@ -78,7 +79,7 @@ def followed(target, kind, folder):
 
 
 def export(target, folder):
-    """The most accurate pruned candidate with int8 layers of a short random search."""
+    """The most accurate candidate with int8 layers that lost channels or branches, of a short random search."""
     runs = folder / "runs"
     settings = [part for setting in (*SMALL, f"target={target}") for part in ("--set", setting)]
     print(target, file=sys.stderr, flush=True)
@@ -87,7 +88,9 @@ def export(target, folder):
     fits = [
         trial
         for trial in run.trials
-        if isinstance(trial.outcome, Success) and trial.candidate.keep and "int8" in trial.candidate.precision.values()
+        if isinstance(trial.outcome, Success)
+        and not trial.candidate.complete
+        and "int8" in trial.candidate.precision.values()
     ]
     best = max(fits, key=lambda trial: trial.outcome.accuracy.value)
     out = ["--out", str(folder / target), "--quiet"]
