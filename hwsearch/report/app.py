@@ -7,8 +7,10 @@ exported goes to a folder that whoever started the dashboard chose, never to one
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import dash
 import flask
@@ -59,65 +61,76 @@ def make_app(runs: Board, export: Exporter, *, refresh_s: float, loopback: bool 
     if loopback:
         app.server.before_request(_only_from_here)
     app.server.add_url_rule("/report/<int:at>", "report", lambda at: _report(runs, at))
-    _connect(app, runs, export)
+    _connect(app, _Page(runs, export))
     return app
 
 
-def _connect(app: dash.Dash, runs: Board, export: Exporter) -> None:
+def _connect(app: dash.Dash, page: _Page) -> None:
     """Tell Dash what depends on what."""
-    card = {name: {"part": name, "run": MATCH} for name in ("state", "words", "graph", "drawn", "chosen", "detail")}
+
+    def part(name: str) -> dict[str, Any]:
+        return {"part": name, "run": MATCH}
+
+    tick, at = Input("tick", "n_intervals"), State(part("graph"), "id")
     filters = [Input(name, "value") for name in ("view", "latency", "accuracy", "size")]
-    app.clientside_callback(THEME, Output("shown-theme", "data"), Output("theme", "children"),
-                            Input("theme", "n_clicks"), State("shown-theme", "data"))  # fmt: skip
-    app.callback(Output("place", "href"), Input("tick", "n_intervals"), State({"part": "graph", "run": ALL}, "id"))(
-        lambda _, shown: "/" if len(shown) != len(runs.runs()) else dash.no_update
-    )
+    theme, chosen = State("shown-theme", "data"), Input(part("chosen"), "data")
+    exports = Input({"part": "export", "run": MATCH, "number": ALL}, "n_clicks")
+    outputs = [Output("shown-theme", "data"), Output("theme", "children")]
+    app.clientside_callback(THEME, outputs, Input("theme", "n_clicks"), theme)  # type: ignore[no-untyped-call]
+    app.callback(Output("place", "href"), tick, State({"part": "graph", "run": ALL}, "id"))(page.reload)
+    outputs = [Output(part("graph"), name) for name in ("figure", "style")]
+    outputs += [Output(part("words"), "children"), Output(part("drawn"), "data")]
+    looks = [*filters, Input("shown-theme", "data"), chosen]
+    known = {"_tick": tick, "looks": looks, "drawn": State(part("drawn"), "data"), "at": at}
+    app.callback(outputs, inputs=known)(page.draw)
+    clicks = [Input(part("graph"), "clickData"), State(part("graph"), "figure")]
+    app.callback(Output(part("chosen"), "data"), *clicks, prevent_initial_call=True)(page.choose)
+    app.callback(Output(part("detail"), "children"), chosen, at)(page.detail)
+    told = Output(part("told"), "children")
+    app.callback(told, exports, State(part("chosen"), "data"), at, prevent_initial_call=True)(page.export)
 
-    @app.callback(
-        Output(card["graph"], "figure"),
-        Output(card["words"], "children"),
-        Output(card["drawn"], "data"),
-        Input("tick", "n_intervals"),
-        *filters,
-        Input("shown-theme", "data"),
-        Input(card["chosen"], "data"),
-        State(card["drawn"], "data"),
-        State(card["graph"], "id"),
-    )
-    def draw(
-        _tick: int, view: str, latency: float | None, accuracy: float | None, size: float | None, theme: str | None,
-        chosen: int | None, drawn: list[Any] | None, at: dict[str, Any],
-    ) -> Any:  # fmt: skip
-        watched = runs.runs()[at["run"]]
-        facts = watched.facts()
-        wanted = [watched.version, view, latency, accuracy, size, theme, chosen]
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """What the page asks of this process; `at` is the id of the graph on the card that asks."""
+
+    runs: Board
+    exporter: Exporter
+
+    def watched(self, at: dict[str, Any]) -> Watched:
+        return self.runs.runs()[int(at["run"])]
+
+    def reload(self, _tick: int, shown: list[Any]) -> Any:
+        """Where to go when there are other runs than those on the page."""
+        return dash.no_update if len(shown) == len(self.runs.runs()) else "/"
+
+    def draw(self, _tick: int, looks: list[Any], drawn: list[Any] | None, at: dict[str, Any]) -> Any:
+        """Figure and words of a card and what they were made from, unless it is the same as before."""
+        watched = self.watched(at)
+        try:
+            facts = watched.facts()
+        except HwSearchError as error:
+            return dash.no_update, dash.no_update, str(error), dash.no_update
+        view, *limits, theme, chosen = looks
+        wanted = [watched.version, *looks]
         if wanted == drawn:
-            return dash.no_update, dash.no_update, dash.no_update
-        keep = _within(facts, latency, accuracy, size)
-        figure = _figure(facts, view, keep, chosen, theme or "light")
+            return (dash.no_update,) * 4
+        figure = _figure(facts, view, _within(facts, *limits), chosen, theme or "light")
         said = board.words(facts, figure)
-        return figure.update_layout(title=None), said, wanted
+        return figure.update_layout(title=None), {"height": f"{figure.layout.height}px"}, said, wanted
 
-    @app.callback(
-        Output(card["chosen"], "data"),
-        Input(card["graph"], "clickData"),
-        State(card["graph"], "figure"),
-        prevent_initial_call=True,
-    )
-    def choose(click: dict[str, Any] | None, figure: dict[str, Any]) -> Any:
+    def choose(self, click: dict[str, Any] | None, figure: dict[str, Any]) -> Any:
+        """The evaluation that was clicked."""
         number = None if click is None else clicked(click, figure)
         return dash.no_update if number is None else number
 
-    @app.callback(
-        Output(card["detail"], "children"),
-        Input(card["chosen"], "data"),
-        Input({"part": "export", "run": MATCH, "number": ALL}, "n_clicks"),
-        State(card["graph"], "id"),
-    )
-    def detail(number: int | None, clicks: list[int | None], at: dict[str, Any]) -> Any:
-        watched = runs.runs()[at["run"]]
-        told = _exported(watched, number, export) if number is not None and any(clicks) else None
-        return board.detail(watched.facts(), number, at["run"], told)
+    def detail(self, number: int | None, at: dict[str, Any]) -> Any:
+        """The chosen evaluation in words."""
+        return board.detail(self.watched(at).facts(), number, at["run"])
+
+    def export(self, clicks: list[int], number: int, at: dict[str, Any]) -> str:
+        """What came of exporting it; nothing while the button has not been pressed."""
+        return _exported(self.watched(at), number, self.exporter) if any(clicks) else ""
 
 
 def _figure(facts: Facts, view: str, keep: Callable[[int], bool], chosen: int | None, theme: str) -> go.Figure:
@@ -185,5 +198,5 @@ def _report(runs: Board, at: int) -> str:
 
 
 def _only_from_here() -> None:
-    if flask.request.host.rpartition(":")[0].strip("[]") not in LOOPBACK:
+    if urlsplit(f"//{flask.request.host}").hostname not in LOOPBACK:
         flask.abort(403)

@@ -14,7 +14,7 @@ from hwsearch.report.views import VIEWS, Facts
 from hwsearch.report.watch import Watched
 from hwsearch.types import Failure
 
-CONFIG = {"displaylogo": False, "modeBarButtons": [["zoom2d", "pan2d", "resetScale2d", "toImage"]]}
+CONFIG: Any = {"displaylogo": False, "modeBarButtons": [["zoom2d", "pan2d", "resetScale2d", "toImage"]]}
 
 
 def layout(runs: Sequence[Watched], refresh_s: float) -> html.Div:
@@ -56,18 +56,20 @@ def _card(facts: Facts, at: int) -> html.Section:
         return {"part": name, "run": at}
 
     run = facts.run
+    named: dict[str, Any] = {"aria-label": f"{run.config.name} on {run.target.name}"}
     return html.Section(
         [
             html.P(f"{run.config.name} · {run.target.name} · {run.device.chip}", className="eyebrow"),
             html.Div(id=part("words")),
             dcc.Graph(id=part("graph"), config=CONFIG, responsive=True),
             html.Div(id=part("detail"), role="status"),
+            html.P(id=part("told"), role="status", className="told"),
             html.P(html.A("Full report", href=f"/report/{at}", target="_blank"), className="hint"),
             dcc.Store(id=part("drawn")),
             dcc.Store(id=part("chosen")),
         ],
         className="panel card",
-        **{"aria-label": f"{run.config.name} on {run.target.name}"},
+        **named,
     )
 
 
@@ -76,23 +78,20 @@ def words(facts: Facts, figure: go.Figure) -> list[Any]:
     run = facts.run
     failed = sum(isinstance(trial.outcome, Failure) for trial in run.trials)
     final = run.front is not None and run.front.final
-    count = f"{len(run.trials)} of {run.config.search.evaluations} evaluations" + (
-        f", {failed} failed" if failed else ""
-    )
+    asked = max(len(run.trials), run.config.search.evaluations)
+    count = f"{len(run.trials)} of {asked} evaluations" + (f", {failed} failed" if failed else "")
     last = next((trial.finished_at for trial in reversed(run.trials) if trial.finished_at), "")
-    state = (
-        "finalists measured together" if final else f"last one at {last[11:19]} UTC" if last else "none finished yet"
-    )
+    state = "finalists measured together" if final else f"last one at {last[11:19]} UTC" if last else ""
     title = figure.layout.title
     return [
         html.H2(facts.verdict.headline),
-        html.P(f"{count}; {state}", className="sub"),
+        html.P("; ".join(filter(None, [count, state])), className="sub"),
         html.H3(title.text),
         html.P(title.subtitle.text, className="sub"),
     ]
 
 
-def detail(facts: Facts, number: int | None, at: int, told: str | None) -> list[Any]:
+def detail(facts: Facts, number: int | None, at: int) -> list[Any]:
     """The chosen evaluation: its numbers, the command that exports it, and a button that does."""
     rows = facts.evaluations
     rows = rows[rows["number"] == number]
@@ -113,7 +112,6 @@ def detail(facts: Facts, number: int | None, at: int, told: str | None) -> list[
     return [
         html.Dl([html.Div([html.Dt(name), html.Dd(text)]) for name, text in facts_of.items()]),
         html.P([button, " ", html.Code(command)], className="command"),
-        *([html.P(told, className="told")] if told else []),
     ]
 
 
