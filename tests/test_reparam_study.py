@@ -77,6 +77,23 @@ def test_a_study_trains_once_and_searches_the_merged_network(factory, digits, tm
     assert len(facts["losses"]) == 2
 
 
+def test_a_training_that_was_killed_goes_on(factory, digits, tmp_path, monkeypatch):
+    network, config, seen = load_model(f"{factory}:build"), ReparamConfig(kind="acb", epochs=3, shift=1), []
+    expected = retrained(network, config, digits.train, tmp_path / "at once")
+
+    def killed(epoch, _loss):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("hwsearch.model.train.SAVE_EVERY_S", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        retrained(network, config, digits.train, tmp_path / "twice", on_epoch=killed)
+    found = retrained(network, config, digits.train, tmp_path / "twice", on_epoch=lambda epoch, _: seen.append(epoch))
+    assert seen == [2, 3]  # the last step of the second epoch was saved, its end was not
+    assert weights_sha256(found) == weights_sha256(expected)
+    assert sorted(path.suffix for path in (tmp_path / "twice").iterdir()) == [".json", ".pt"]
+
+
 def test_whatever_shapes_the_weights_shapes_their_name(factory, digits, tmp_path):
     network, data = load_model(f"{factory}:build"), digits.train
     other = copy.deepcopy(network)

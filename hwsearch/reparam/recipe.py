@@ -42,7 +42,8 @@ def retrained(
         config: Kind of blocks, and how they are trained.
         examples: Training examples with class labels.
         folder: Where trained weights are kept, under a name made of all that determines them: `model`, `config` and
-            `examples`. Beside each lies a JSON file that tells how it was trained.
+            `examples`. Beside each lies a JSON file that tells how it was trained. A training that was killed goes on
+            from a third.
         on_epoch: Called with the epoch's number, from 1, and its mean loss.
 
     Raises:
@@ -63,12 +64,14 @@ def retrained(
         merged = merge(expanded)
         merged.load_state_dict(torch.load(path, weights_only=True))
         return merged
-    history = _fit(expanded, model, config, examples, on_epoch)
+    unfinished = path.with_suffix(".part")
+    history = _fit(expanded, model, config, examples, unfinished, on_epoch)
     merged = merge(expanded)
     check_same(expanded, merged, torch.from_numpy(examples.inputs[:COMPARED]))
     write_json(path.with_suffix(".json"), {"reparam": config.model_dump(mode="json"), **asdict(history)})
     with atomic_write(path) as stream:
         torch.save(merged.state_dict(), stream)
+    unfinished.unlink()
     return merged
 
 
@@ -77,6 +80,7 @@ def _fit(
     teacher: nn.Module,
     config: ReparamConfig,
     examples: DataSplit,
+    checkpoint: Path,
     on_epoch: Callable[[int, float], None] | None,
 ) -> History:
     return train(
@@ -91,6 +95,7 @@ def _fit(
         loss=distillation(config.distill, config.temperature) if config.distill else functional.cross_entropy,
         augment=random_shift(config.shift, flip=config.flip) if config.shift or config.flip else None,
         on_epoch=on_epoch,
+        checkpoint=checkpoint,
     )
 
 
