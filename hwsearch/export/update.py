@@ -103,7 +103,8 @@ def update_bundle(
         scene, source = runtime.scores(artifact, data), runtime.source_scores(artifact)
         if not force:
             _check_better(*scene)
-        on_stage("measure")
+        if timing:
+            on_stage("measure")
         ratio = runtime.latency_ratio(artifact) if timing else None
         update = Update(
             version=len(deployed.manifest.updates) + 1,
