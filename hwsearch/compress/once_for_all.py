@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,7 +68,7 @@ class Shared(nn.Module):
         self.module = network.module
         self._source, self._norms = network.source, network.template.folded
         self._rank = {group.name: _ranks(group, reconstructor) for group in network.source.groups}
-        self._layers = dict(network.module.named_modules())
+        self._layers: dict[str, Any] = dict(network.module.named_modules())
 
     def cut(self, x: Tensor, cut: Cut) -> Tensor:
         """What a candidate computes; batch norms see what it sees."""
