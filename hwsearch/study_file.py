@@ -145,9 +145,7 @@ def read_yaml(path: Path, text: str) -> StudyFile:
     finally:
         loader.dispose()
     if data is not None and not isinstance(data, dict):
-        raise ConfigError(
-            "the file does not hold a mapping", where=f"{path}:1", allowed="lines such as `key: value`"
-        )
+        raise ConfigError("the file does not hold a mapping", where=f"{path}:1", allowed="lines such as `key: value`")
     return StudyFile(path, data or {}, places)
 
 
