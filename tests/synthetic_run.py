@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from hwsearch.config import StudyConfig
-from hwsearch.search.effects import Effect, Sensitivity
+from hwsearch.search.effects.effects import Effect, Sensitivity
 from hwsearch.search.front import assemble, choose, costs_of
 from hwsearch.search.pareto import front_mask
 from hwsearch.types import (

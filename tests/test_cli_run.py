@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from hwsearch.cli.main import main
-from hwsearch.search.effects import Effect, Sensitivity, write_sensitivity
+from hwsearch.search.effects.effects import Effect, Sensitivity, write_sensitivity
 from hwsearch.search.run import Run
 
 MODEL = """

@@ -11,7 +11,7 @@ from torch import nn
 import hwsearch as hs
 from hwsearch.cli.main import main
 from hwsearch.errors import ConfigError
-from hwsearch.search.narrowing import Lost, best_ranges
+from hwsearch.search.effects.narrowing import Lost, best_ranges
 from hwsearch.types import Accuracy, Candidate, Sparsity
 
 TARGET = """

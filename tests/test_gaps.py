@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hwsearch.search.gaps import front_gaps
+from hwsearch.search.guided.gaps import front_gaps
 
 CORNER = (-0.5, 10.0)  # half of the accuracy, ten milliseconds
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from synthetic_run import make_run
 
 from hwsearch.errors import ConfigError
-from hwsearch.search.calibrate import calibrate
-from hwsearch.search.predictions import Prediction, Predictions, read_predictions, write_predictions
+from hwsearch.search.guided.calibrate import calibrate
+from hwsearch.search.guided.predictions import Prediction, Predictions, read_predictions, write_predictions
 from hwsearch.search.stopping import stalled
 from hwsearch.types import Candidate
 

@@ -18,11 +18,11 @@ from hwsearch.latency.grid import features as unit_features
 from hwsearch.latency.network import NetworkUnits, quantizer_rule
 from hwsearch.latency.table import LatencyTable
 from hwsearch.model.graph import trace
-from hwsearch.search.counts import layer_counts
-from hwsearch.search.prices import PriceList, table_prices
-from hwsearch.search.pricing import Pricing
-from hwsearch.search.proxy import ProxyPredictor
-from hwsearch.search.segments import segments_of
+from hwsearch.search.pricing.counts import layer_counts
+from hwsearch.search.pricing.prices import PriceList, table_prices
+from hwsearch.search.pricing.pricing import Pricing
+from hwsearch.search.pricing.proxy import ProxyPredictor
+from hwsearch.search.pricing.segments import segments_of
 from hwsearch.space.space import baselines, build_space, decode, dimensions, encode, uniform
 from hwsearch.space.target import load_target
 from hwsearch.zoo.resnet import ResNet

@@ -24,7 +24,7 @@ from hwsearch.export.verify import verify_bundle
 from hwsearch.model.data import splits_from
 from hwsearch.model.train import train
 from hwsearch.search.api import search
-from hwsearch.search.predictions import Prediction, Predictions
+from hwsearch.search.guided.predictions import Prediction, Predictions
 from hwsearch.search.recovery import Healing, most_promising, with_recipe
 from hwsearch.search.run import Run
 from hwsearch.search.study import run_study

@@ -7,7 +7,7 @@ from synthetic_run import make_run, only_failures
 from hwsearch.report import frames, layer_frames
 from hwsearch.report.layer_frames import UNATTRIBUTED
 from hwsearch.report.view import units
-from hwsearch.search.predictions import Predictions, write_predictions
+from hwsearch.search.guided.predictions import Predictions, write_predictions
 from hwsearch.types import Failure, LayerTime, Success
 
 

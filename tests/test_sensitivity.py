@@ -26,13 +26,13 @@ from hwsearch.model.data import splits_from
 from hwsearch.model.divergence import divergence
 from hwsearch.model.graph import trace
 from hwsearch.model.train import train
-from hwsearch.search.changes import changes
-from hwsearch.search.effect_log import EffectLog
-from hwsearch.search.effects import Effect, Sensitivity, read_sensitivity
+from hwsearch.search.effects.changes import changes
+from hwsearch.search.effects.effects import Effect, Sensitivity, read_sensitivity
+from hwsearch.search.effects.log import EffectLog
+from hwsearch.search.effects.sensitivity import measure_sensitivities
 from hwsearch.search.evaluate import Evaluator
 from hwsearch.search.prepare import load_subject, ready_target, space_for
 from hwsearch.search.progress import silent
-from hwsearch.search.sensitivity import measure_sensitivities
 from hwsearch.space.space import uniform
 from hwsearch.types import Accuracy, Success, from_json, to_json
 from hwsearch.zoo.resnet import ResNet

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwsearch.errors import ConfigError
-from hwsearch.search.dynamic import frontier, unbeaten
-from hwsearch.search.integer import IntegerProgram
-from hwsearch.search.problem import Problem, Term, elimination_order, minimum
-from hwsearch.search.solve import MOST_EFFORT, solve
+from hwsearch.search.solver.dynamic import frontier, unbeaten
+from hwsearch.search.solver.integer import IntegerProgram
+from hwsearch.search.solver.problem import Problem, Term, elimination_order, minimum
+from hwsearch.search.solver.solve import MOST_EFFORT, solve
 
 SHAPES = {
     "apart": [("a",), ("b",), ("c",), ("d",)],

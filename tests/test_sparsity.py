@@ -10,9 +10,9 @@ from torch import nn
 
 from hwsearch.config import SpaceConfig
 from hwsearch.model.graph import trace
-from hwsearch.search.effects import Effect, Sensitivity
-from hwsearch.search.narrowing import last_that_fits, narrowest_precisions
-from hwsearch.search.sparsity import sparsity_curve, sparsity_of
+from hwsearch.search.effects.effects import Effect, Sensitivity
+from hwsearch.search.effects.narrowing import last_that_fits, narrowest_precisions
+from hwsearch.search.pricing.sparsity import sparsity_curve, sparsity_of
 from hwsearch.space.space import build_space, decode, dimensions
 from hwsearch.space.target import load_target
 

@@ -21,7 +21,7 @@ from hwsearch.errors import ConfigError, SearchFailedError
 from hwsearch.model.data import splits_from
 from hwsearch.search import storage
 from hwsearch.search.api import search
-from hwsearch.search.predictions import read_predictions
+from hwsearch.search.guided.predictions import read_predictions
 from hwsearch.search.run import Run, find_run
 from hwsearch.search.study import run_study
 from hwsearch.types import Failure, Success, from_json

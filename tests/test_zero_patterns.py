@@ -27,9 +27,9 @@ from hwsearch.model.data import DataSplit
 from hwsearch.model.graph import trace
 from hwsearch.model.train import train
 from hwsearch.patterns import packed_bits, pattern_name, share_of_zeros
-from hwsearch.search.counts import layer_counts
-from hwsearch.search.proxy import SKIPPED_SHARE, ProxyPredictor
-from hwsearch.search.segments import segments_of
+from hwsearch.search.pricing.counts import layer_counts
+from hwsearch.search.pricing.proxy import SKIPPED_SHARE, ProxyPredictor
+from hwsearch.search.pricing.segments import segments_of
 from hwsearch.space.space import build_space, decode, dimensions, encode, uniform
 from hwsearch.space.target import load_target, skipped_patterns
 from hwsearch.testing.contract import request_for

@@ -14,7 +14,7 @@ from hwsearch.errors import ConfigError
 from hwsearch.types import Front, FrontPoint, to_json
 
 if TYPE_CHECKING:
-    from hwsearch.search.predictions import Prediction
+    from hwsearch.search.guided.predictions import Prediction
     from hwsearch.search.run import Run
 
 
@@ -95,7 +95,7 @@ def point_document(point: FrontPoint) -> dict[str, Any]:
 
 def _expected(run: Run, max_latency_ms: float | None) -> Prediction | None:
     """The best model the search expects within a limit, unless it has been evaluated; None if it expects none."""
-    from hwsearch.search.predictions import read_predictions
+    from hwsearch.search.guided.predictions import read_predictions
 
     predictions = read_predictions(run.path)
     if max_latency_ms is None or predictions is None:

@@ -14,8 +14,8 @@ import pandas as pd
 from hwsearch.config import LimitsConfig
 from hwsearch.report.view import RunView
 from hwsearch.search.front import costs_of
+from hwsearch.search.guided.predictions import read_predictions
 from hwsearch.search.pareto import hypervolume as dominated_area
-from hwsearch.search.predictions import read_predictions
 from hwsearch.types import Accuracy, Candidate, Failure, FrontPoint, Latency, SourceModel, Success, Trial
 
 ORDERS = 20  # in which random candidates are drawn, to average over

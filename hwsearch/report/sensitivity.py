@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from hwsearch.patterns import share_of_zeros
 from hwsearch.report import style
 from hwsearch.report.layer_maps import heat_map_frame
-from hwsearch.search.effects import EVERYWHERE, Effect, Sensitivity
+from hwsearch.search.effects.effects import EVERYWHERE, Effect, Sensitivity
 from hwsearch.types import PRECISIONS, SourceModel
 
 DROPPED = "branch dropped"

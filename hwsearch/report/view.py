@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from hwsearch.config import StudyConfig
-from hwsearch.search.effects import Sensitivity
+from hwsearch.search.effects.effects import Sensitivity
 from hwsearch.types import Device, Front, SearchSpace, SourceModel, Success, Target, Trial
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from hwsearch.errors import ConfigError
 from hwsearch.search.legal import Legality, legality
 from hwsearch.search.limits import drop_points
+from hwsearch.search.pricing.sparsity import sparsity_of
 from hwsearch.search.run import Run, run_folders
-from hwsearch.search.sparsity import sparsity_of
 from hwsearch.types import Accuracy, FrontPoint, Latency, Success
 
 Figures = tuple[Accuracy, Latency]

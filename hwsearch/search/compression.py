@@ -22,15 +22,22 @@ from hwsearch.model.data import Splits
 from hwsearch.model.metric import Metric
 from hwsearch.search.comparison import Figures, Row, row
 from hwsearch.search.cost import cpu_ms
+from hwsearch.search.effects.narrowing import (
+    Lost,
+    best_ranges,
+    last_that_fits,
+    narrowest_precisions,
+    quantised,
+    with_ranges,
+)
+from hwsearch.search.effects.sensitivity import measure_sensitivities
 from hwsearch.search.finalists import finalise
 from hwsearch.search.loop import evaluated, tell
-from hwsearch.search.narrowing import Lost, best_ranges, last_that_fits, narrowest_precisions, quantised, with_ranges
 from hwsearch.search.prepare import load_subject, ready_target
+from hwsearch.search.pricing.sparsity import sparsity_curve, sparsity_of
 from hwsearch.search.progress import Watcher, silent
 from hwsearch.search.run import Run
-from hwsearch.search.sensitivity import measure_sensitivities
 from hwsearch.search.session import Session, opened
-from hwsearch.search.sparsity import sparsity_curve, sparsity_of
 from hwsearch.space.space import decode
 from hwsearch.store import write_json
 from hwsearch.types import SCHEMA_VERSION, Candidate, Failure, Sparsity, Success, Target, Trial, to_json

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from hwsearch.config import StudyConfig
 from hwsearch.errors import SearchFailedError
-from hwsearch.search.changes import changes
-from hwsearch.search.effect_log import PATIENCE_S
+from hwsearch.search.effects.changes import changes
+from hwsearch.search.effects.log import PATIENCE_S
 from hwsearch.search.evaluate import Evaluator, Subject
 from hwsearch.search.front import MAX_FINALISTS
 from hwsearch.search.prepare import load_subject, ready_target, space_for

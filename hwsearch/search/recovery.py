@@ -22,10 +22,10 @@ from hwsearch.config import StudyConfig
 from hwsearch.errors import TrainingStoppedError
 from hwsearch.search import storage
 from hwsearch.search.front import costs_of
+from hwsearch.search.guided.predictions import Predictions
 from hwsearch.search.limits import corner
 from hwsearch.search.loop import Search, evaluated, tell
 from hwsearch.search.pareto import hypervolume_gains
-from hwsearch.search.predictions import Predictions
 from hwsearch.search.stopping import stalled
 from hwsearch.types import Candidate, Success, Trial
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from hwsearch.config import StudyConfig, load_study
 from hwsearch.errors import ConfigError, did_you_mean
-from hwsearch.search.effects import Sensitivity, read_sensitivity
+from hwsearch.search.effects.effects import Sensitivity, read_sensitivity
 from hwsearch.search.front import choose, provisional
 from hwsearch.search.pareto import pick
 from hwsearch.search.storage import load_trials

@@ -14,8 +14,8 @@ from hwsearch.config import StudyConfig
 from hwsearch.search import storage
 from hwsearch.search.evaluate import Evaluator, Subject
 from hwsearch.search.folder import claim, locked
-from hwsearch.search.guidance import Guidance
-from hwsearch.search.guided import GuidedProposer
+from hwsearch.search.guided.guidance import Guidance
+from hwsearch.search.guided.proposer import GuidedProposer
 from hwsearch.search.latency import compute_table, record_explanation
 from hwsearch.search.loop import Search, run_baselines, tell
 from hwsearch.search.prepare import for_target, identity, space_for

@@ -12,10 +12,10 @@ from hwsearch.errors import ConfigError, SearchFailedError, did_you_mean
 from hwsearch.model.data import Splits
 from hwsearch.model.metric import Metric
 from hwsearch.search.finalists import finalise
-from hwsearch.search.guidance import foresee
-from hwsearch.search.guided import GuidedProposer
+from hwsearch.search.guided.guidance import foresee
+from hwsearch.search.guided.predictions import read_predictions, write_predictions
+from hwsearch.search.guided.proposer import GuidedProposer
 from hwsearch.search.loop import run_loop, tell
-from hwsearch.search.predictions import read_predictions, write_predictions
 from hwsearch.search.prepare import load_subject, ready_target
 from hwsearch.search.progress import Progress, Watcher, silent
 from hwsearch.search.recovery import recover, searched_enough

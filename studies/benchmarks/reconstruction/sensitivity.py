@@ -13,10 +13,10 @@ from pathlib import Path
 from scipy.stats import spearmanr
 
 from hwsearch.config import load_study
+from hwsearch.search.effects.sensitivity import measure_sensitivities
 from hwsearch.search.evaluate import Evaluator
 from hwsearch.search.prepare import load_subject, ready_target, space_for
 from hwsearch.search.progress import silent
-from hwsearch.search.sensitivity import measure_sensitivities
 
 STUDY = Path(__file__).parents[2] / "cifar10-resnet20" / "study.yaml"
 

@@ -67,7 +67,7 @@ class Comparison:
         self.network, self.splits = self.subject.network, self.subject.splits
         self.examples = self.splits.train
 
-    def score(self, module, split="report"):  # noqa: D102
+    def score(self, module, split="report"):
         data = self.splits.named(split)
         images = self.arguments.images if split == "report" else len(data)
         return self.subject.metric(outputs_of(module, data.inputs[:images], batch=128), data.targets[:images])

@@ -12,13 +12,13 @@ import numpy as np
 import optuna
 
 from hwsearch.config import StudyConfig
+from hwsearch.search.effects.sensitivity import measure_sensitivities
 from hwsearch.search.evaluate import Evaluator
-from hwsearch.search.guidance import Guidance
-from hwsearch.search.guided import GuidedProposer
+from hwsearch.search.guided.guidance import Guidance
+from hwsearch.search.guided.proposer import GuidedProposer
 from hwsearch.search.progress import silent
 from hwsearch.search.proposals import LayerProposer, Proposer, enqueue, queued_candidate
 from hwsearch.search.run import Identity
-from hwsearch.search.sensitivity import measure_sensitivities
 from hwsearch.space.space import baselines, decode, dimensions
 from hwsearch.types import Candidate, Trial
 

@@ -15,10 +15,10 @@ import numpy as np
 from hwsearch.config import SpaceConfig
 from hwsearch.latency.table import LatencyTable
 from hwsearch.model.graph import trace
-from hwsearch.search.dynamic import frontier
-from hwsearch.search.prices import table_prices
-from hwsearch.search.pricing import Pricing
-from hwsearch.search.problem import Problem, Term
+from hwsearch.search.pricing.prices import table_prices
+from hwsearch.search.pricing.pricing import Pricing
+from hwsearch.search.solver.dynamic import frontier
+from hwsearch.search.solver.problem import Problem, Term
 from hwsearch.space.space import build_space, decode, dimensions
 from hwsearch.space.target import load_target
 from hwsearch.zoo.resnet import resnet20, resnet56

@@ -21,8 +21,8 @@ from scipy.stats import spearmanr
 
 from hwsearch.config import StudyConfig, load_study
 from hwsearch.search.evaluate import Evaluator
-from hwsearch.search.guidance import Guidance
-from hwsearch.search.guided import calibrated
+from hwsearch.search.guided.guidance import Guidance
+from hwsearch.search.guided.proposer import calibrated
 from hwsearch.search.prepare import identity, load_subject, ready_target, space_for
 from hwsearch.search.run import Identity
 from hwsearch.space.space import baselines

@@ -14,13 +14,13 @@ from typing import Any, Literal
 import numpy as np
 
 from hwsearch.latency.grid import thinned
-from hwsearch.search.counts import LayerCounts, layer_counts
-from hwsearch.search.dynamic import Frontier
-from hwsearch.search.integer import IntegerProgram
-from hwsearch.search.prices import groups_in
-from hwsearch.search.problem import Floats, Problem, Term
-from hwsearch.search.segments import DROPPED, Loss
-from hwsearch.search.solve import MOST_EFFORT, trade_off
+from hwsearch.search.pricing.counts import LayerCounts, layer_counts
+from hwsearch.search.pricing.prices import groups_in
+from hwsearch.search.pricing.segments import DROPPED, Loss
+from hwsearch.search.solver.dynamic import Frontier
+from hwsearch.search.solver.integer import IntegerProgram
+from hwsearch.search.solver.problem import Floats, Problem, Term
+from hwsearch.search.solver.solve import MOST_EFFORT, trade_off
 from hwsearch.types import Branch, Candidate, SearchSpace, SourceModel
 
 Metric = Literal["channels", "params", "macs"]

@@ -9,7 +9,7 @@ import numpy as np
 
 from hwsearch.latency.kernels import Width
 from hwsearch.patterns import DENSE, packed_bits
-from hwsearch.search.problem import Floats, Integers
+from hwsearch.search.solver.problem import Floats, Integers
 from hwsearch.types import PRECISIONS, LayerInfo, SourceModel
 
 BIAS_BITS = 32

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hwsearch.model.divergence import Divergence
-from hwsearch.search.effects import EVERYWHERE, Effect, Kind, Value
+from hwsearch.search.effects.effects import EVERYWHERE, Effect, Kind, Value
 from hwsearch.space.space import decode
 from hwsearch.types import PRECISIONS, Candidate, SearchSpace, SourceModel
 

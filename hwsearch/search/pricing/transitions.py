@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from hwsearch.latency.kernels import Unit
-from hwsearch.search.prices import groups_of
-from hwsearch.search.segments import FLOAT, Option, Segment, assembled, format_parts
+from hwsearch.search.pricing.prices import groups_of
+from hwsearch.search.pricing.segments import FLOAT, Option, Segment, assembled, format_parts
 from hwsearch.types import Candidate, SearchSpace, SourceModel
 
 Units = Counter[Unit]

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hwsearch.search.effects import Effect
+from hwsearch.search.effects.effects import Effect
 from hwsearch.types import from_json, to_json
 
 PATIENCE_S, FEW = 600.0, 5

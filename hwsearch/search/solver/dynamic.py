@@ -13,7 +13,7 @@ from functools import reduce
 
 import numpy as np
 
-from hwsearch.search.problem import Floats, Integers, Problem, Solution, aligned, minimum, solution
+from hwsearch.search.solver.problem import Floats, Integers, Problem, Solution, aligned, minimum, solution
 
 STEPS, FEWER_STEPS = 3000, 1000
 """Amounts of the resource told apart, between the least possible and what the least loss takes."""

@@ -11,19 +11,19 @@ import numpy as np
 from hwsearch.config import StudyConfig
 from hwsearch.latency.table import LatencyTable
 from hwsearch.patterns import DENSE
-from hwsearch.search.counts import layer_counts
+from hwsearch.search.effects.sensitivity import measure_sensitivities
 from hwsearch.search.evaluate import Evaluator
-from hwsearch.search.guided import GuidedProposer
+from hwsearch.search.guided.predictions import Prediction, Predictions
+from hwsearch.search.guided.proposer import GuidedProposer
 from hwsearch.search.latency import table_path
 from hwsearch.search.limits import corner
-from hwsearch.search.pieces import SIZE
-from hwsearch.search.predictions import Prediction, Predictions
-from hwsearch.search.prices import PriceList, table_prices
-from hwsearch.search.pricing import Pricing
+from hwsearch.search.pricing.counts import layer_counts
+from hwsearch.search.pricing.pieces import SIZE
+from hwsearch.search.pricing.prices import PriceList, table_prices
+from hwsearch.search.pricing.pricing import Pricing
+from hwsearch.search.pricing.proxy import ProxyPredictor
 from hwsearch.search.progress import Watcher, silent
-from hwsearch.search.proxy import ProxyPredictor
 from hwsearch.search.run import Identity
-from hwsearch.search.sensitivity import measure_sensitivities
 from hwsearch.space.space import decode, dimensions
 from hwsearch.space.target import skipped_patterns
 from hwsearch.types import Candidate, Success, Trial

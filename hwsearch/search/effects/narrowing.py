@@ -7,9 +7,9 @@ import math
 from collections.abc import Callable, Sequence
 
 from hwsearch.errors import EvaluationError
-from hwsearch.search.effects import EVERYWHERE, Sensitivity
+from hwsearch.search.effects.effects import EVERYWHERE, Sensitivity
 from hwsearch.search.limits import drop_points
-from hwsearch.search.sparsity import Numbers
+from hwsearch.search.pricing.sparsity import Numbers
 from hwsearch.space.space import decode
 from hwsearch.types import PRECISIONS, Accuracy, Candidate, SearchSpace, SourceModel
 

@@ -14,8 +14,8 @@ from hwsearch.latency.network import NetworkUnits, quantizer_rule
 from hwsearch.latency.predictor import CostTable, Predictor, family_of
 from hwsearch.latency.table import LatencyTable
 from hwsearch.model.graph import Network
-from hwsearch.search.problem import Floats, aligned
-from hwsearch.search.segments import format_name, format_parts
+from hwsearch.search.pricing.segments import format_name, format_parts
+from hwsearch.search.solver.problem import Floats, aligned
 from hwsearch.types import Candidate, Target
 
 RIDGE = 1e-6

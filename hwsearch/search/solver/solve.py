@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from hwsearch.errors import ConfigError
-from hwsearch.search.dynamic import Frontier, frontier
-from hwsearch.search.integer import IntegerProgram
-from hwsearch.search.problem import Problem, Solution, minimum, solution
+from hwsearch.search.solver.dynamic import Frontier, frontier
+from hwsearch.search.solver.integer import IntegerProgram
+from hwsearch.search.solver.problem import Problem, Solution, minimum, solution
 
 MOST_EFFORT = 200_000
 """Up to which dynamic programming takes a second or two."""

@@ -15,13 +15,13 @@ from functools import lru_cache, partial
 import numpy as np
 
 from hwsearch.latency.grid import thinned
-from hwsearch.search.counts import layer_counts
-from hwsearch.search.pieces import LATENCY, Piece, PieceBuilder, option_variable, state_variable, width_variable
-from hwsearch.search.prices import PriceList, Prices, groups_of, in_format
-from hwsearch.search.problem import Floats, Integers, Problem, Term
-from hwsearch.search.segments import FLOAT, Loss, Option, Segment, assembled, segments_of
-from hwsearch.search.solve import MOST_EFFORT, solve, trade_off
-from hwsearch.search.transitions import Explorer, Units
+from hwsearch.search.pricing.counts import layer_counts
+from hwsearch.search.pricing.pieces import LATENCY, Piece, PieceBuilder, option_variable, state_variable, width_variable
+from hwsearch.search.pricing.prices import PriceList, Prices, groups_of, in_format
+from hwsearch.search.pricing.segments import FLOAT, Loss, Option, Segment, assembled, segments_of
+from hwsearch.search.pricing.transitions import Explorer, Units
+from hwsearch.search.solver.problem import Floats, Integers, Problem, Term
+from hwsearch.search.solver.solve import MOST_EFFORT, solve, trade_off
 from hwsearch.space.space import baselines, decode, dimensions
 from hwsearch.types import Candidate, SearchSpace, SourceModel
 

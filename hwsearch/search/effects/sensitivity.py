@@ -21,9 +21,9 @@ from hwsearch.errors import EvaluationError, HwSearchError
 from hwsearch.latency.build import target_device
 from hwsearch.model.divergence import Divergence
 from hwsearch.model.foreign import one_line
-from hwsearch.search.changes import Change, changes, without_loss
-from hwsearch.search.effect_log import EffectLog
-from hwsearch.search.effects import Effect, Method, Sensitivity, write_sensitivity
+from hwsearch.search.effects.changes import Change, changes, without_loss
+from hwsearch.search.effects.effects import Effect, Method, Sensitivity, write_sensitivity
+from hwsearch.search.effects.log import EffectLog
 from hwsearch.search.evaluate import QUICK_REFIT_IMAGES, Evaluator
 from hwsearch.search.progress import Progress, Watcher
 from hwsearch.space.space import decode

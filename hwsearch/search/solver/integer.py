@@ -9,7 +9,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import lil_array
 
-from hwsearch.search.problem import Floats, Problem, Solution, Term, solution
+from hwsearch.search.solver.problem import Floats, Problem, Solution, Term, solution
 
 GAP = 1e-6
 """Relative distance from the optimum, and relative tolerance of limits."""

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hwsearch.search.counts import LayerCounts
-from hwsearch.search.prices import Prices, groups_in, groups_of, in_format
-from hwsearch.search.problem import Floats, Integers, Term, aligned
-from hwsearch.search.segments import FLOAT, Names, Option, Segment, resolved
-from hwsearch.search.transitions import Transition, Units
+from hwsearch.search.pricing.counts import LayerCounts
+from hwsearch.search.pricing.prices import Prices, groups_in, groups_of, in_format
+from hwsearch.search.pricing.segments import FLOAT, Names, Option, Segment, resolved
+from hwsearch.search.pricing.transitions import Transition, Units
+from hwsearch.search.solver.problem import Floats, Integers, Term, aligned
 
 LATENCY, SIZE = "latency_ms", "size_bytes"
 

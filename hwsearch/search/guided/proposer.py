@@ -20,11 +20,11 @@ import optuna
 from numpy.typing import NDArray
 
 from hwsearch.search import storage
-from hwsearch.search.calibrate import LEAST_SIGMA, Calibration, calibrate
 from hwsearch.search.front import costs_of
-from hwsearch.search.gaps import front_gaps
+from hwsearch.search.guided.calibrate import LEAST_SIGMA, Calibration, calibrate
+from hwsearch.search.guided.gaps import front_gaps
 from hwsearch.search.pareto import hypervolume_gains
-from hwsearch.search.pricing import Chart, Pricing
+from hwsearch.search.pricing.pricing import Chart, Pricing
 from hwsearch.search.proposals import LayerProposer, enqueue, queued_candidate
 from hwsearch.types import Candidate, Success, Trial
 

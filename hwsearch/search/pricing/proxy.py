@@ -15,10 +15,10 @@ from scipy.optimize import nnls
 from hwsearch.errors import ConfigError
 from hwsearch.latency.kernels import CALL, Kind, Node, Unit, Width
 from hwsearch.patterns import DENSE
-from hwsearch.search.counts import layer_counts
-from hwsearch.search.prices import PriceList
-from hwsearch.search.problem import Floats
-from hwsearch.search.segments import format_name
+from hwsearch.search.pricing.counts import layer_counts
+from hwsearch.search.pricing.prices import PriceList
+from hwsearch.search.pricing.segments import format_name
+from hwsearch.search.solver.problem import Floats
 from hwsearch.types import PRECISIONS, Candidate, SourceModel
 
 MODEL_ERROR = 0.15

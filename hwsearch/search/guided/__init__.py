@@ -1,0 +1,1 @@
+"""Proposing what the solver expects to gain most, corrected by every evaluation."""
