@@ -129,6 +129,7 @@ def test_front_prints_the_promised_document(run, searched):
             "split",
             "latency_source",
             "build_spread",
+            "training_minutes",
         ]
         assert point["split"] == "report"
         assert point["latency_ci95_ms"][0] <= point["latency_ms"] <= point["latency_ci95_ms"][1]

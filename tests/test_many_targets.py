@@ -122,11 +122,11 @@ def test_export_all_writes_one_bundle_per_target(folder, tmp_path, capsys):
 def test_a_front_is_ranked_again_by_its_finalists_alone(folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     first = Run.open(folder / "runs" / "small" / "ort-cpu")
+    finalists = {p.key for p in first.points() if p.on_front and p.baseline is None}
     code, found = called(capsys, "rerank", first.path, "--to", "arm-neon")
-    assert code == 0
+    assert code == (0 if finalists else 1)  # so small a network need not gain anything where it is measured
     run = Run.open(Path(found["run"]))
     assert run.target.name == "arm-neon"
-    finalists = {p.key for p in first.points() if p.on_front and p.baseline is None}
     assert {t.candidate.key for t in run.trials if t.baseline is None} == finalists
     assert found["refused"] == []
     assert {point["latency_source"] for point in found["points"]} == {"modelled"}

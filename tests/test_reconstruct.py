@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from hwsearch.compress import statistics
 from hwsearch.compress.fold import Flow, fold
 from hwsearch.compress.least_squares import record_goals, refit, solve
 from hwsearch.compress.reconstruct import Reconstructor, Settings
@@ -133,8 +134,8 @@ def test_second_moments_do_not_depend_on_the_chunks(monkeypatch):
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
     inputs = torch.from_numpy(images(10))
     whole = second_moments(module, ["0", "2"], inputs, rows=100)
-    monkeypatch.setattr("hwsearch.compress.statistics.CHUNK_IMAGES", 3)
-    monkeypatch.setattr("hwsearch.compress.statistics.CHUNK_ROWS", 7)
+    monkeypatch.setattr(statistics, "CHUNK_IMAGES", 3)
+    monkeypatch.setattr(statistics, "CHUNK_ROWS", 7)
     parts = second_moments(module, ["0", "2"], inputs, rows=100)
     for name in whole:
         torch.testing.assert_close(whole[name], parts[name], rtol=1e-5, atol=1e-6)
