@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from hwsearch.errors import BundleError
-from hwsearch.export.versions import KEPT, exchange, next_version, roll_back, versions
+from hwsearch.export.folder import exchange
+from hwsearch.export.versions import KEPT, next_version, roll_back, versions
 
 ROOT = Path(__file__).parents[1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 from hwsearch.errors import ConfigError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 @contextmanager
@@ -58,14 +60,28 @@ def _publish(part: Path, out: Path) -> None:
     if not out.exists():
         part.rename(out)
         return
-    old = hidden(out, "old", os.getpid())
-    out.rename(old)
+    exchange(part, out)
+    shutil.rmtree(part)
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Swap the names of two folders of one file system; in a single step where the kernel can (Linux).
+
+    Elsewhere it takes two: a kill between them leaves `other` under a hidden name beside it.
+    """
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if os.name == "posix" else None
+    if rename is not None:
+        paths = (_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other))
+        if rename(*paths, _RENAME_EXCHANGE) == 0:
+            return
+    aside = hidden(other, "old", os.getpid())
+    other.rename(aside)
     try:
-        part.rename(out)
+        one.rename(other)
     except OSError:
-        old.rename(out)
+        aside.rename(other)
         raise
-    shutil.rmtree(old)
+    aside.rename(one)
 
 
 def flush(folder: Path) -> None:

@@ -11,7 +11,6 @@ interrupted before that leaves the old version in place.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,12 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hwsearch.errors import BundleError, ConfigError
-from hwsearch.export.folder import flush, hidden, remove_leftovers
+from hwsearch.export.folder import exchange, flush, hidden, remove_leftovers
 
 KEPT = 5
 """Old versions of a bundle that are kept."""
-
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 @contextmanager
@@ -80,26 +77,6 @@ def roll_back(bundle: Path) -> int:
     except OSError as error:
         raise ConfigError(f"cannot write {bundle}: {error.strerror or error}") from error
     return kept[-1]
-
-
-def exchange(one: Path, other: Path) -> None:
-    """Swap the names of two folders of one file system; in a single step where the kernel can (Linux).
-
-    Elsewhere it takes two: a kill between them leaves `other` under a hidden name beside it.
-    """
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if os.name == "posix" else None
-    if rename is not None:
-        paths = (_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other))
-        if rename(*paths, _RENAME_EXCHANGE) == 0:
-            return
-    aside = hidden(other, "old", os.getpid())
-    other.rename(aside)
-    try:
-        one.rename(other)
-    except OSError:
-        aside.rename(other)
-        raise
-    aside.rename(one)
 
 
 def _keep_copy(bundle: Path, number: int) -> None:
