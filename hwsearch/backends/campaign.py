@@ -28,6 +28,7 @@ Step = Callable[[], int | None]
 """One inference; its nanoseconds by the device's own clock, or None where ours is to be used."""
 
 REFERENCE_TOLERANCE = 1.05  # a round in which the reference ran above this multiple of its floor is contaminated
+PATIENCE = 4  # as many times the rounds asked for are run where the core is taken away again and again
 MOST_CALLS = 2000  # per round; only models below a few microseconds reach it
 
 
@@ -146,19 +147,19 @@ def _calls_per_round(rounds: list[_Round], policy: TimingPolicy) -> dict[str, in
 def _measure(campaign: _Campaign, calls: Mapping[str, int], policy: TimingPolicy) -> list[_Round]:
     rounds: list[_Round] = []
     medians: dict[str, list[float]] = {name: [] for name in calls}
-    undisturbed = 0
+    undisturbed = 0.0  # rounds, each counted by the share of its turns
     deadline = campaign.clock() + policy.seconds * len(calls) * 1e9
     while not _enough(medians, undisturbed, policy, campaign.clock() >= deadline):
         rounds.append(campaign.round(calls))
-        undisturbed += not any(chunk.interrupted for chunk in rounds[-1].values())
+        undisturbed += statistics.mean(not chunk.interrupted for chunk in rounds[-1].values())
         for name, chunk in rounds[-1].items():
             medians[name].append(chunk.median_ns)
     return rounds
 
 
-def _enough(medians: Mapping[str, list[float]], undisturbed: int, policy: TimingPolicy, time_is_up: bool) -> bool:
-    done = len(next(iter(medians.values()), []))
-    if not medians or undisturbed >= max(policy.rounds, LEAST_ROUNDS) or (time_is_up and done >= LEAST_ROUNDS):
+def _enough(medians: Mapping[str, list[float]], undisturbed: float, policy: TimingPolicy, time_is_up: bool) -> bool:
+    done, most = len(next(iter(medians.values()), [])), max(policy.rounds, LEAST_ROUNDS)
+    if not medians or undisturbed >= most or done >= PATIENCE * most or (time_is_up and done >= LEAST_ROUNDS):
         return True
     return undisturbed >= policy.min_rounds and all(
         Z95 * minimum_standard_error(np.array(values)) < policy.half_width * min(values) for values in medians.values()

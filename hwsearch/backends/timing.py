@@ -28,8 +28,8 @@ class TimingPolicy:
     """How long and how carefully to measure.
 
     Attributes:
-        rounds: Most undisturbed rounds (never fewer than 6); each runs every model for at least `round_ms`. Rounds in
-            which the system gave the core to somebody else come on top, so a busy machine takes longer, not less care.
+        rounds: Most undisturbed rounds (never fewer than 6); each runs every model for at least `round_ms`. What
+            the system took away by giving the core to somebody else comes on top, up to four times as many rounds.
         min_rounds: Rounds before precision may end the measurement.
         seconds: Time limit per model; a campaign of n models may take n times as long. Six rounds are run regardless.
         round_ms: Least time one model runs in one round.
