@@ -70,6 +70,11 @@ def usable_cores() -> list[int]:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
+def usable_core_count() -> int:
+    """How many cores this process may run on; all there are where the system does not say which."""
+    return len(usable_cores()) or os.cpu_count() or 1
+
+
 def read_environment(root: Path = Path("/")) -> Environment:
     """The machine as Linux describes it below `root`; elsewhere, and where a file is missing, None."""
     cpu = root / "sys/devices/system/cpu"
@@ -78,7 +83,7 @@ def read_environment(root: Path = Path("/")) -> Environment:
     load = _read(root / "proc/loadavg")
     flags = _read(root / "proc/cpuinfo")
     return Environment(
-        cpus=len(usable_cores()) or os.cpu_count() or 1,
+        cpus=usable_core_count(),
         load=float(load.split()[0]) if load else None,
         governor=", ".join(sorted(g for g in governors if g)) or None,
         turbo=_turbo(cpu),

@@ -9,7 +9,6 @@ pinned one for each latency campaign. What they cannot do becomes an `Evaluation
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwsearch.backends.base import LowerRequest, RunOptions, get_backend
-from hwsearch.backends.environment import usable_cores
+from hwsearch.backends.environment import usable_core_count, usable_cores
 from hwsearch.backends.timing import TimingPolicy
 from hwsearch.backends.worker import Worker
 from hwsearch.compress.reconstruct import Reconstructor, Settings
@@ -97,7 +96,7 @@ class Evaluator:
         self.reference: tuple[Artifact, RunOptions] | None = None
         self._builder = Worker(
             target.backend,
-            RunOptions(threads=_all_cores()),
+            RunOptions(threads=usable_core_count()),
             memory_bytes=self._memory_bytes,
             log=self.work / "logs" / "builder.log",
         )
@@ -358,7 +357,7 @@ class Evaluator:
 
     def _fast_options(self, candidate: Candidate) -> RunOptions:
         """For accuracy: all cores, since the outputs do not depend on how many compute them."""
-        return RunOptions(threads=_all_cores(), float_precision=candidate.float_precision, options=self.target.options)
+        return RunOptions(threads=usable_core_count(), float_precision=candidate.float_precision, options=self.target.options)
 
     @property
     def _timeout(self) -> float:
@@ -385,10 +384,6 @@ def latency_options(target: Target, float_precision: str) -> RunOptions:
         options=target.options,
         cpus=tuple(usable_cores()[-target.threads :]),
     )
-
-
-def _all_cores() -> int:
-    return len(usable_cores()) or os.cpu_count() or 1
 
 
 def packed_bytes(artifact: Artifact) -> int:
