@@ -357,7 +357,9 @@ class Evaluator:
 
     def _fast_options(self, candidate: Candidate) -> RunOptions:
         """For accuracy: all cores, since the outputs do not depend on how many compute them."""
-        return RunOptions(threads=usable_core_count(), float_precision=candidate.float_precision, options=self.target.options)
+        return RunOptions(
+            threads=usable_core_count(), float_precision=candidate.float_precision, options=self.target.options
+        )
 
     @property
     def _timeout(self) -> float:
