@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 
 from hwsearch.cli.adapt_watch import watch
 from hwsearch.cli.output import flags, next_step, note, print_facts, print_json, print_table
-from hwsearch.cli.verb import verb
+from hwsearch.cli.verb import verb, with_options
 from hwsearch.errors import ConfigError
 from hwsearch.types import to_json
 
@@ -48,26 +49,28 @@ Force = Annotated[bool, typer.Option("--force", help="update even if accuracy in
 Timing = Annotated[bool, typer.Option("--timing/--no-timing", help="measure old and new in turns")]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ladder:
+    """How a network is adapted, and to how many labels of the scene."""
+
+    shots: Shots = 10
+    rung: Rungs = None
+    goal: Goal = None
+    kind: Kind = "repadapter"
+    rank: Rank = 8
+    steps: Steps = 200
+    seed: Seed = 0
+
+
 @app.command()
 @verb
-def migrate(
-    bundle: Bundle,
-    *,
-    data: Data,
-    out: Out,
-    shots: Shots = 10,
-    rung: Rungs = None,
-    goal: Goal = None,
-    kind: Kind = "repadapter",
-    rank: Rank = 8,
-    steps: Steps = 200,
-    seed: Seed = 0,
-) -> None:
+@with_options(Ladder)
+def migrate(bundle: Bundle, *, data: Data, out: Out, how: Ladder) -> None:
     """Adapt a bundle's network to a scene and write what changed; the bundle stays as it is."""
     from hwsearch.adapt.files import save_adapter
 
-    deployed, scene = _opened(bundle, data, shots, seed)
-    found, adaptation = _climbed(deployed, scene, _rungs(rung), goal=goal, kind=kind, rank=rank, steps=steps, seed=seed)
+    deployed, scene = _opened(bundle, data, how)
+    found, adaptation = _climbed(deployed, scene, how)
     written = save_adapter(
         out,
         adaptation.network,
@@ -77,8 +80,8 @@ def migrate(
             "scene": scene.name,
             "labels": adaptation.labels,
             "rungs": list(adaptation.rungs),
-            "shots": shots,
-            "seed": seed,
+            "shots": how.shots,
+            "seed": how.seed,
         },
         identity=deployed.identity,
     )
@@ -92,18 +95,13 @@ def migrate(
 
 @app.command()
 @verb
+@with_options(Ladder)
 def update(
     bundle: Bundle,
     *,
     data: Data,
+    how: Ladder,
     adapter: AdapterFolder = None,
-    shots: Shots = 10,
-    rung: Rungs = None,
-    goal: Goal = None,
-    kind: Kind = "repadapter",
-    rank: Rank = 8,
-    steps: Steps = 200,
-    seed: Seed = 0,
     force: Force = False,
     timing: Timing = True,
 ) -> None:
@@ -113,13 +111,11 @@ def update(
 
     if adapter is not None:  # the same division of the examples, so that none that was learnt from judges
         known = read_facts(adapter).facts
-        shots, seed = known.get("shots", shots), known.get("seed", seed)
-    deployed, scene = _opened(bundle, data, shots, seed)
+        how = replace(how, shots=known.get("shots", how.shots), seed=known.get("seed", how.seed))
+    deployed, scene = _opened(bundle, data, how)
     found = None
     if adapter is None:
-        found, adaptation = _climbed(
-            deployed, scene, _rungs(rung), goal=goal, kind=kind, rank=rank, steps=steps, seed=seed
-        )
+        found, adaptation = _climbed(deployed, scene, how)
     else:
         adaptation = _read(adapter, deployed)
     made = update_bundle(deployed, adaptation, scene, force=force, timing=timing, on_stage=_tell)
@@ -150,31 +146,32 @@ def rollback(bundle: Bundle) -> None:
     next_step("hwsearch", "verify", bundle)
 
 
-def _opened(bundle: Path, data: str, shots: int, seed: int) -> tuple[Deployed, SceneData]:
+def _opened(bundle: Path, data: str, how: Ladder) -> tuple[Deployed, SceneData]:
     """The bundle's network and the scene, which is checked against it before anything is computed."""
     from hwsearch.adapt.scenes import load_scene
     from hwsearch.export.deployed import fit_of, open_deployed
     from hwsearch.export.manifest import parse_manifest, read_facts
 
     fit = fit_of(parse_manifest(read_facts(bundle)))
-    scene = load_scene(data, fit, shots=shots, seed=seed)
+    scene = load_scene(data, fit, shots=how.shots, seed=how.seed)
     note(f"rebuilding the network of {bundle}")
     return open_deployed(bundle), scene
 
 
-def _climbed(
-    deployed: Deployed, scene: SceneData, rungs: Any, *, goal: float | None, kind: str, rank: int, steps: int, seed: int
-) -> tuple[Climb, Adaptation]:
+def _climbed(deployed: Deployed, scene: SceneData, how: Ladder) -> tuple[Climb, Adaptation]:
     from hwsearch.adapt.insert import AdapterSpec
     from hwsearch.adapt.ladder import climb
     from hwsearch.adapt.migrate import Migration
     from hwsearch.export.update import Adaptation
 
-    if kind not in ("repadapter", "lora"):
-        raise ConfigError(f"unknown kind of adapter `{kind}`", where="--kind", allowed="repadapter, lora")
-    how = Migration(spec=AdapterSpec(kind=kind, rank=rank, seed=seed), steps=steps, seed=seed)  # type: ignore[arg-type]
     started = time.perf_counter()
-    found = climb(deployed.base, scene.scene, deployed.source, rungs=rungs, how=how, goal=goal, on_step=_tell_step)
+    if how.kind not in ("repadapter", "lora"):
+        raise ConfigError(f"unknown kind of adapter `{how.kind}`", where="--kind", allowed="repadapter, lora")
+    spec = AdapterSpec(kind=how.kind, rank=how.rank, seed=how.seed)  # type: ignore[arg-type]
+    found = climb(
+        deployed.base, scene.scene, deployed.source, rungs=_rungs(how.rung), goal=how.goal, on_step=_tell_step,
+        how=Migration(spec=spec, steps=how.steps, seed=how.seed),
+    )  # fmt: skip
     return found, Adaptation(
         network=found.network,
         spec=None if found.how is None else found.how.spec,

@@ -47,3 +47,21 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
+
+
+def with_options(record: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command whose keyword `how` is a dataclass, every field of which is an option of its own; goes below `verb`."""
+    options = inspect.signature(record, eval_str=True).parameters
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def command(*args: Any, **given: Any) -> None:
+            how = record(**{name: given.pop(name) for name in options})
+            function(*args, how=how, **given)
+
+        signature = inspect.signature(function, eval_str=True)
+        own = [parameter for name, parameter in signature.parameters.items() if name != "how"]
+        command.__signature__ = signature.replace(parameters=[*own, *options.values()])  # type: ignore[attr-defined]
+        return command
+
+    return decorate
