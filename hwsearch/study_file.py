@@ -108,7 +108,9 @@ def read_study_file(path: Path) -> StudyFile:
     path = path / "study.yaml" if path.is_dir() else path
     readers = {".yaml": read_yaml, ".yml": read_yaml, ".toml": _read_toml}
     if path.suffix not in readers:
-        raise ConfigError(f"not a study file: {path}", allowed="a .yaml or .toml file, or a folder with a study.yaml")
+        allowed = "a .yaml or .toml file, or a folder with a study.yaml"
+        hint = None if path.exists() else f"there is no {path}; to write a study: hwsearch init {path}"
+        raise ConfigError(f"not a study file: {path}", allowed=allowed, hint=hint)
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -42,12 +42,11 @@ def dashboard(
 
     from hwsearch.report.app import make_app
     from hwsearch.report.watch import Board
+    from hwsearch.search.run import where_instead
 
     board = Board(runs)
     if not board.runs():
-        raise ConfigError(
-            f"no run in {', '.join(map(str, runs))}", hint="start one with `hwsearch search STUDY.yaml`, then come back"
-        )
+        raise ConfigError(f"no run in {', '.join(map(str, runs))}", hint=where_instead(runs[0]))
     for run in board.runs():
         run.facts()
     app = make_app(board, exporter(out), refresh_s=refresh, loopback=host in LOOPBACK)

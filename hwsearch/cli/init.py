@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from hwsearch.cli.output import flags, next_step, print_json, print_text
+from hwsearch.cli.output import flags, next_step, print_json, print_text, shell
 from hwsearch.cli.verb import verb
 from hwsearch.config import json_schema
 from hwsearch.errors import ConfigError
@@ -17,7 +17,7 @@ from hwsearch.store import atomic_write
 
 FILES = ("model.py", "study.yaml")
 
-Folder = Annotated[Path, typer.Argument(metavar="[DIR]", help="where to write; default: here")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="where to write; default: here")]
 Schema = Annotated[bool, typer.Option("--schema", help="print the JSON schema of study files instead, for an editor")]
 
 
@@ -43,7 +43,8 @@ def write_study(folder: Path) -> list[Path]:
     """
     taken = [folder / name for name in FILES if (folder / name).exists()]
     if taken:
-        raise ConfigError(f"{taken[0]} exists", hint="choose another folder: hwsearch init DIR")
+        going_on = shell("hwsearch", "check", folder / "study.yaml")
+        raise ConfigError(f"{taken[0]} exists", hint=f"go on with `{going_on}`, or choose another folder")
     source = resources.files("hwsearch.cli") / "start"
     for name in FILES:
         with atomic_write(folder / name) as stream:

@@ -76,7 +76,8 @@ PANELS = {
 
 app = typer.Typer(
     name="hwsearch",
-    help="The fastest deployable models at every accuracy, measured on your device.",
+    help="The fastest deployable models at every accuracy, measured on your device.\n\n"
+    "Start with `hwsearch demo`, or with `hwsearch init DIR` and a model of your own.",
     epilog="Exit codes: 0 done, 1 nothing within the limits, 2 bad usage or input, 3 no such backend here, "
     "4 every evaluation failed, 130 interrupted with state saved.",
     add_completion=True,

@@ -221,7 +221,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{folder} is not a run folder",
             where="run.json not found",
-            hint=_runs_below(folder) or "start one with `hwsearch search STUDY.yaml`",
+            hint=where_instead(folder),
         )
     facts: dict[str, Any] = read_json(folder / "run.json")
     if facts.get("schema_version") != SCHEMA_VERSION:
@@ -273,10 +273,15 @@ def storage_url(config: StudyConfig, folder: Path) -> str:
     return config.search.storage or f"sqlite:///{(folder / 'study.db').resolve()}"
 
 
-def _runs_below(folder: Path) -> str | None:
-    """What to open instead, when the runs lie deeper than where the user pointed."""
+def where_instead(folder: Path) -> str:
+    """What to open in place of a folder that is no run: runs below it, of a study of its name, or beside it."""
     deeper = sorted({str(path.parent.parent) for path in folder.glob("*/*/run.json")})
-    return f"it holds {', '.join(deeper[:4])}: name one of them" if deeper else None
+    if deeper:
+        return f"it holds {', '.join(deeper[:4])}: name one of them"
+    if run_folders(found := Path("runs") / folder.name):
+        return f"did you mean `{found}`?"
+    beside = [str(path) for path in folder.parent.glob("*") if run_folders(path)]
+    return did_you_mean(str(folder), beside) or "start one with `hwsearch search STUDY.yaml`, then come back"
 
 
 def _row(trial: Trial) -> dict[str, Any]:
