@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -135,12 +134,18 @@ def watch(
 
 
 def _symmetric_gram(rows: Tensor) -> Tensor:
-    """rowsᵀ · rows; NumPy's product sees that the operands are the same and computes only half of it."""
-    total = np.zeros((rows.shape[1], rows.shape[1]))
+    """rowsᵀ · rows by blocks, of which those below the diagonal are copied.
+
+    Not by a BLAS of NumPy's, which knows symmetric products: its threads and PyTorch's wait for one another in loops.
+    """
+    columns = rows.shape[1]
+    total = rows.new_zeros(columns, columns, dtype=torch.float64)
+    half = columns // 2
     for chunk in torch.split(rows, CHUNK_ROWS):
-        matrix = chunk.numpy()
-        total += matrix.T @ matrix
-    return torch.from_numpy(total)
+        total[:half] += chunk[:, :half].T @ chunk
+        total[half:, half:] += chunk[:, half:].T @ chunk[:, half:]
+    total[half:, :half] = total[:half, half:].T
+    return total
 
 
 def _at(rows: Tensor, positions: Tensor) -> Tensor:
