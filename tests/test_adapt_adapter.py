@@ -174,6 +174,41 @@ def test_adapters_stand_where_they_belong():
     assert isinstance(depthwise.adapter, ChannelScale)
 
 
+@pytest.mark.parametrize("name", ["vit", "resnet"])
+@pytest.mark.parametrize("kind", ["repadapter", "lora"])
+def test_weights_that_are_zero_in_a_pattern_stay_zero(name, kind):
+    if kind == "lora":
+        pytest.importorskip("peft")
+    build, pixels = NETWORKS[name]
+    base = build().double()
+    layers = [layer for layer in base.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    dense = layers[1]  # the pattern leaves it out
+    for layer in layers:
+        if layer is not dense:
+            layer.weight.data[:, ::2] = 0
+    adapted = insert(base, AdapterSpec(kind=kind, rank=4, layers=("*conv*", "*qkv", "*fc1")))
+    generator = torch.Generator().manual_seed(0)
+    for value in adapted.parameters():
+        if value.requires_grad:
+            value.data += torch.randn(value.shape, generator=generator, dtype=torch.float64) * 0.3
+    x, merged = torch.randn(2, 3, pixels, pixels, dtype=torch.float64), merge(adapted)
+    with torch.no_grad():
+        assert gap(merged(x), adapted.eval()(x)) <= 1e-10
+        assert gap(merged(x), base(x)) > 1e-3
+    for layer, after in zip(base.modules(), merged.modules(), strict=True):
+        if isinstance(layer, nn.Linear | nn.Conv2d) and layer is not dense:
+            assert (after.weight[layer.weight == 0] == 0).all()
+
+
+def test_lora_without_a_dense_layer_is_refused():
+    base = small_vit()
+    for layer in base.modules():
+        if isinstance(layer, nn.Linear):
+            layer.weight.data[:, ::2] = 0
+    with pytest.raises(ConfigError, match="fill the zeros"):
+        insert(base, AdapterSpec(kind="lora"))
+
+
 def test_a_glob_that_matches_nothing_is_refused():
     with pytest.raises(ConfigError, match="no layer to adapt"):
         insert(small_vit(), AdapterSpec(layers=("blocks.*.attn.qvk",)))

@@ -63,9 +63,8 @@ class RepAdapter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., channels] to [..., channels]."""
         hidden = self.dropout(functional.linear(x, self.down, self.down_bias))
-        added = torch.einsum("...gr,gcr->...gc", hidden.unflatten(-1, (self.groups, -1)), self._blocks()).flatten(-2)
-        if self.up_bias is not None:
-            added = added + self.up_bias
+        up: Tensor = torch.block_diag(*self._blocks())  # type: ignore[no-untyped-call]
+        added = functional.linear(hidden, up, self.up_bias)
         return x + self.scale * added
 
     def matrix(self) -> tuple[Tensor, Tensor]:
@@ -82,7 +81,7 @@ class RepAdapter(nn.Module):
 
 
 class ChannelScale(nn.Module):
-    """Scale and shift per channel, [..., channels]; the adapter of depthwise and grouped convolutions.
+    """Scale and shift per channel, [..., channels]; the adapter of grouped convolutions and of sparse layers.
 
     Mixing channels would turn these into dense ones (Lian et al., "Scaling and shifting your features", 2022).
     """
@@ -105,7 +104,7 @@ class ChannelScale(nn.Module):
 class AdaptedLinear(nn.Module):
     """A frozen linear layer behind a trainable adapter."""
 
-    def __init__(self, base_layer: nn.Linear, adapter: RepAdapter) -> None:
+    def __init__(self, base_layer: nn.Linear, adapter: RepAdapter | ChannelScale) -> None:
         super().__init__()
         self.base_layer, self.adapter = base_layer, adapter
 

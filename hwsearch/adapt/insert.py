@@ -21,6 +21,9 @@ Kind = Literal["repadapter", "lora"]
 TRANSFORMER_LAYERS = ("qkv", "fc1")
 """Last parts of the names of layers that read a norm in a transformer's block: where RepAdapter stands."""
 
+SPARSE = 0.02
+"""Share of zero weights from which on they are a pattern to be kept; training leaves hardly any."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterSpec:
@@ -28,14 +31,14 @@ class AdapterSpec:
 
     Attributes:
         kind: ``repadapter``, or ``lora`` (Hu et al. 2021) through the package ``peft``, which leaves grouped
-            convolutions alone.
+            convolutions alone, and layers whose weights are zero in a pattern.
         layers: Globs over layer names; empty for the inputs of attention and perceptron in a transformer, and for
             every convolution elsewhere.
         rank: Channels in between.
         groups: Blocks of the second map; a layer whose channels it does not divide takes their greatest common divisor.
         scale: Of what an adapter adds.
         dropout: While training.
-        head: Whether the last layer is trained as a whole.
+        head: Whether the last layer is trained as a whole, unless its weights are zero in a pattern.
         seed: Of the adapters' first weights.
     """
 
@@ -73,6 +76,8 @@ class AdapterSize:
 def insert(model: nn.Module, spec: AdapterSpec | None = None) -> nn.Module:
     """A copy of `model` with adapters, all else frozen but the head if the spec says so; it computes the same.
 
+    Weights that are zero in a pattern stay zero: such layers get a scale and a shift per channel, as grouped ones do.
+
     Args:
         model: Left as it is.
         spec: See `AdapterSpec`.
@@ -84,14 +89,19 @@ def insert(model: nn.Module, spec: AdapterSpec | None = None) -> nn.Module:
     adapted = copy.deepcopy(model)
     names = adapted_layers(adapted, spec.layers)
     adapted.requires_grad_(requires_grad=False)
-    if spec.head:
-        adapted.get_submodule(head_name(adapted)).requires_grad_()
+    head = adapted.get_submodule(head_name(adapted))
+    if spec.head and not _is_sparse(head):
+        head.requires_grad_()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         if spec.kind == "lora":
             from hwsearch.adapt.lora import insert_lora
 
-            dense = [name for name in names if getattr(adapted.get_submodule(name), "groups", 1) == 1]
+            dense = [name for name in names if _mixes(adapted.get_submodule(name))]
+            if not dense:
+                raise ConfigError(
+                    "LoRA would fill the zeros of every layer", allowed="dense layers", hint="use `repadapter`"
+                )
             return insert_lora(adapted, dense, spec.rank, spec.scale, spec.dropout)
         for name in names:
             layer = adapted.get_submodule(name)
@@ -202,13 +212,21 @@ def is_adapted(layer: nn.Module) -> bool:
 
 
 def _adapted(layer: nn.Module, spec: AdapterSpec) -> nn.Module:
-    device, dtype = layer.weight.device, layer.weight.dtype
-    if isinstance(layer, nn.Linear):
-        return AdaptedLinear(layer, _rep_adapter(layer.in_features, spec).to(device, dtype))  # type: ignore[arg-type]
-    assert isinstance(layer, nn.Conv2d)
-    if layer.groups > 1:
-        return AdaptedConv2d(layer, ChannelScale(layer.out_channels, scale=spec.scale).to(device, dtype))  # type: ignore[arg-type]
-    return AdaptedConv2d(layer, _rep_adapter(layer.out_channels, spec).to(device, dtype))  # type: ignore[arg-type]
+    linear = isinstance(layer, nn.Linear)
+    channels: Any = layer.in_features if linear else layer.out_channels
+    adapter = _rep_adapter(channels, spec) if _mixes(layer) else ChannelScale(channels, scale=spec.scale)
+    wrapped: Any = AdaptedLinear if linear else AdaptedConv2d
+    found: nn.Module = wrapped(layer, adapter.to(layer.weight.device, layer.weight.dtype))  # type: ignore[arg-type]
+    return found
+
+
+def _mixes(layer: nn.Module) -> bool:
+    """Whether an adapter of the layer may mix channels and leave its weight as it is: dense, and not in groups."""
+    return getattr(layer, "groups", 1) == 1 and not _is_sparse(layer)
+
+
+def _is_sparse(layer: Any) -> bool:
+    return SPARSE < float((layer.weight == 0).float().mean()) < 1
 
 
 def _rep_adapter(channels: int, spec: AdapterSpec) -> RepAdapter:

@@ -82,8 +82,14 @@ def load_stream(spec: str, fit: Fit, *, base_dir: Path | None = None) -> tuple[N
     """Labelled examples in the order in which they came, inputs [N, ...] and classes [N]; arguments as `load_scene`.
 
     Raises:
-        DataError: as `load_scene`, or there are no labels.
+        DataError: as `load_scene`, or there are no labels, or it is a folder, whose images come in no order.
     """
+    if ((base_dir or Path.cwd()) / Path(spec).expanduser()).is_dir():
+        raise DataError(
+            f"{spec} is a folder of images, which says nothing of when they came",
+            allowed="an .npz archive, or file.py:factory, in the order of time",
+            hint="to adapt to a folder as a whole: hwsearch adapt update",
+        )
     pool, labelled = _pool(spec, fit, base_dir or Path.cwd())
     if not labelled:
         raise DataError(f"{spec} has no labels", hint="updates learn from labelled examples; add `labels`")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hwsearch.cli.adapt_watch import watch
+from hwsearch.cli.interruption import version_told
 from hwsearch.cli.output import flags, next_step, note, print_facts, print_json, print_table
 from hwsearch.cli.verb import verb, with_options
 from hwsearch.errors import ConfigError
@@ -68,7 +69,10 @@ class Ladder:
 def migrate(bundle: Bundle, *, data: Data, out: Out, how: Ladder) -> None:
     """Adapt a bundle's network to a scene and write what changed; the bundle stays as it is."""
     from hwsearch.adapt.files import save_adapter
+    from hwsearch.export.manifest import FILE
 
+    if out.is_file() or (out / FILE).exists():
+        raise ConfigError(f"{out} is a {'file' if out.is_file() else 'bundle'}", where="--out", allowed="a folder")
     deployed, scene = _opened(bundle, data, how)
     found, adaptation = _climbed(deployed, scene, how)
     written = save_adapter(
@@ -112,13 +116,14 @@ def update(
     if adapter is not None:  # the same division of the examples, so that none that was learnt from judges
         known = read_facts(adapter).facts
         how = replace(how, shots=known.get("shots", how.shots), seed=known.get("seed", how.seed))
-    deployed, scene = _opened(bundle, data, how)
-    found = None
-    if adapter is None:
-        found, adaptation = _climbed(deployed, scene, how)
-    else:
-        adaptation = _read(adapter, deployed)
-    made = update_bundle(deployed, adaptation, scene, force=force, timing=timing, on_stage=_tell)
+    with version_told(bundle):
+        deployed, scene = _opened(bundle, data, how)
+        found = None
+        if adapter is None:
+            found, adaptation = _climbed(deployed, scene, how)
+        else:
+            adaptation = _read(adapter, deployed)
+        made = update_bundle(deployed, adaptation, scene, force=force, timing=timing, on_stage=_tell)
     if flags().json:
         print_json({"bundle": str(bundle), "update": to_json(made), **(_steps_document(found) if found else {})})
     else:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hwsearch.cli.interruption import version_told
 from hwsearch.cli.output import flags, note, print_facts, print_json
 from hwsearch.cli.verb import DryRun, verb
 from hwsearch.errors import ConfigError
@@ -68,12 +69,21 @@ def watch(
     )  # fmt: skip
     inputs, labels = load_stream(data, fit_of(parse_manifest(read_facts(bundle))))
     note(f"rebuilding the network of {bundle}")
-    found = watch_bundle(
-        open_deployed(bundle), inputs, labels,
-        name=Path(data).name, window=window, policy=policy, publish=not dry_run, on_event=_tell_event,
-    )  # fmt: skip
-    if timeline is not None:
-        write_timeline(found.events, timeline)
+    events: list[Event] = []
+
+    def heard(event: Event) -> None:
+        events.append(event)
+        _tell_event(event)
+
+    try:
+        with version_told(bundle):
+            found = watch_bundle(
+                open_deployed(bundle), inputs, labels,
+                name=Path(data).name, window=window, policy=policy, publish=not dry_run, on_event=heard,
+            )  # fmt: skip
+    finally:  # Ctrl-C ends a stream, and what was seen of it is worth a look
+        if timeline is not None and events:
+            write_timeline(events, timeline)
     if flags().json:
         print_json({"bundle": str(bundle), **to_json(found)})
         return

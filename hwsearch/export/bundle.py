@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -21,7 +22,8 @@ from hwsearch.export.formats import format_of, place_model, shipped_program
 from hwsearch.export.manifest import FILE, Figures, Manifest, Tensor, located, write_manifest
 from hwsearch.model.sources import DIGITS, IMAGENET
 from hwsearch.store import sha256_file
-from hwsearch.types import Artifact, Device, Failure, Front, SourceModel, Success, Target, Trial
+from hwsearch.types import Artifact, Device, Failure, Front, FrontPoint, SourceModel, Success, Target, Trial
+from hwsearch.types.built import WEIGHTS
 
 SAMPLES = 8
 
@@ -76,6 +78,8 @@ def export_bundle(
     inputs = _sample_inputs(run.path)
     with staged_folder(Path(out), force=force, marker=FILE) as folder:
         placed = place_model(artifact, folder, trial.candidate.key)
+        if (trained := Path(artifact.path).with_name(WEIGHTS)).exists():
+            shutil.copyfile(trained, folder / WEIGHTS)
         outputs = _outputs_of(placed, folder, trial, run.target, inputs)
         np.savez(folder / "samples.npz", inputs=inputs, outputs=outputs)
         manifest = _manifest(run, trial, placed, format_of(placed).names(folder / placed.path), (inputs, outputs))
@@ -219,8 +223,12 @@ def _figures(run: ExportableRun, trial: Trial, success: Success) -> Figures:
     """From the front, measured together and on the report split, where the trial is part of it."""
     for point in run.front.points if run.front else ():
         if point.key == trial.candidate.key:
-            return Figures(accuracy=point.accuracy, latency=point.latency, size_bytes=point.size_bytes)
-    return Figures(accuracy=success.accuracy, latency=success.latency, size_bytes=success.artifact.size_bytes)
+            return _measured(point, point.size_bytes)
+    return _measured(success, success.artifact.size_bytes)
+
+
+def _measured(found: FrontPoint | Success, size_bytes: int) -> Figures:
+    return Figures(accuracy=found.accuracy, latency=found.latency, size_bytes=size_bytes, energy=found.energy)
 
 
 def _write_texts(folder: Path, run: ExportableRun, manifest: Manifest, write_report: ReportWriter | None) -> None:

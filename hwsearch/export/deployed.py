@@ -25,6 +25,7 @@ from hwsearch.export.shipped.verify import damage, judge
 from hwsearch.model.pools import Normalize
 from hwsearch.search.evaluate import Subject
 from hwsearch.search.prepare import load_subject
+from hwsearch.types.built import WEIGHTS
 
 ADAPTER = "adapter.json"
 REPLAY = 256
@@ -61,7 +62,10 @@ class Deployed:
 
 def base_identity(manifest: Manifest) -> str:
     """The name of the network a bundle was exported with, whichever machine rebuilds it."""
-    return hashlib.sha256(f"{manifest.source_sha256} {manifest.candidate.key}".encode()).hexdigest()
+    parts = [manifest.source_sha256, manifest.candidate.key]
+    if WEIGHTS in manifest.files:  # training takes its time, and finds something else each time
+        parts.append(manifest.files[WEIGHTS])
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
 def fit_of(manifest: Manifest) -> Fit:
@@ -82,6 +86,8 @@ def fit_of(manifest: Manifest) -> Fit:
 
 def open_deployed(folder: Path | str, *, subject: Subject | None = None) -> Deployed:
     """The network of a bundle, rebuilt from the candidate, the original weights and the calibration split.
+
+    Where it was trained after compression, its weights are in the bundle.
 
     Args:
         folder: The bundle.
@@ -107,7 +113,7 @@ def open_deployed(folder: Path | str, *, subject: Subject | None = None) -> Depl
             where=f"{config.model}: weights {found[:12]}, expected {manifest.source_sha256[:12]}",
             hint="restore the model and weights that study.yaml names",
         )
-    base = _rebuilt(manifest, config, subject)
+    base = _rebuilt(folder, manifest, config, subject)
     current = merge(load_adapter(folder, base, base_identity(manifest))) if (folder / ADAPTER).exists() else base
     _check_same(folder, current)
     images = subject.splits.calibrate.inputs
@@ -126,25 +132,23 @@ def _load(config: StudyConfig) -> Subject:
 
 
 def _check_rebuildable(manifest: Manifest) -> None:
-    candidate = manifest.candidate
-    if trained := [name for name in candidate.recipe if name.startswith("recover.")]:
+    trained = [name for name in manifest.candidate.recipe if name.startswith("recover.")]
+    if trained and WEIGHTS not in manifest.files:
         raise ConfigError(
             "the weights of this bundle were trained after compression, and are not kept in it",
-            where=f"recipe: {', '.join(trained)}",
-            hint="export the candidate as it was before recovery, or adapt the network and search again",
-        )
-    if candidate.pattern:
-        raise ConfigError(
-            "this bundle's weights are zero in a pattern, which adapters would fill",
-            where=f"pattern of {next(iter(candidate.pattern))}",
-            hint="export a candidate with dense weights",
+            where=f"no {WEIGHTS}: it was searched with an earlier version of hwsearch",
+            hint="search in a new folder (--out) and export from there, or export a candidate that was not trained",
         )
 
 
-def _rebuilt(manifest: Manifest, config: StudyConfig, subject: Subject) -> Any:
+def _rebuilt(folder: Path, manifest: Manifest, config: StudyConfig, subject: Subject) -> Any:
     network, candidate, images = subject.network, manifest.candidate, subject.splits.calibrate.inputs
     reconstructor = Reconstructor(network, images, settings=Settings(selection=config.recover.selection))
-    parameters = parameters_of(network, candidate, reconstructor, calibration=images, repair=config.recover.repair)
+    if WEIGHTS in manifest.files:
+        with np.load(folder / WEIGHTS) as archive:
+            parameters = dict(archive)
+    else:
+        parameters = parameters_of(network, candidate, reconstructor, calibration=images, repair=config.recover.repair)
     return materialize(network, candidate, parameters, reconstructor.select(candidate.keep), images).eval()
 
 

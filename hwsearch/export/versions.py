@@ -67,6 +67,8 @@ def roll_back(bundle: Path) -> int:
         ConfigError: the folder cannot be written.
     """
     bundle, kept = bundle.resolve(), versions(bundle)
+    if not bundle.is_dir():
+        raise BundleError(f"no bundle at {bundle}", hint="name a folder that `hwsearch export` wrote")
     if not kept:
         raise BundleError(f"{bundle} has no earlier version", hint="versions are kept when a bundle is updated")
     try:

@@ -14,6 +14,7 @@ from hwsearch.adapt.follow import Event, Follower, Policy, accuracy_of, backward
 from hwsearch.adapt.insert import merge
 from hwsearch.adapt.ladder import Scene
 from hwsearch.adapt.scenes import SceneData
+from hwsearch.errors import DataError
 from hwsearch.export.deployed import REPLAY, Deployed
 from hwsearch.export.manifest import Update, parse_manifest, read_facts
 from hwsearch.export.update import Adaptation, update_bundle
@@ -69,7 +70,12 @@ def watch_bundle(
         policy: When and how the network is updated.
         publish: Whether accepted updates go into the bundle.
         on_event: Told each window.
+
+    Raises:
+        DataError: the stream does not fill a window.
     """
+    if len(labels) < window:
+        raise DataError(f"{name} has {len(labels)} examples", allowed=f"{window} or more, one window")
     policy, splits = policy or Policy(), deployed.subject.splits
     source = splits.calibrate.inputs[:REPLAY], splits.calibrate.targets[:REPLAY].astype(np.int64)
     anchor = splits.search.inputs[:ANCHOR], splits.search.targets[:ANCHOR].astype(np.int64)

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 from hwsearch.types.plain import to_json
 
+WEIGHTS = "weights.npz"
+"""Beside an artifact, and in its bundle: the float weights that training after compression found."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompressedModel:
