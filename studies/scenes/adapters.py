@@ -1,19 +1,19 @@
-"""RepAdapter beside full tuning and a linear probe, on one vision transformer and the same images; see README.md."""
+"""RepAdapter beside full tuning, LoRA and a linear probe, on one transformer and the same images; see README.md."""
 
 from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 
-import numpy as np
 import onnx
 import torch
 from data import DIGITS, mnist, normalised
+from results import remembered
 from torch import nn
 from torch.nn import functional
 
@@ -34,23 +34,24 @@ from hwsearch.zoo.vit import ViT
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "orepa"))
 from memory import kept_bytes
 
-METHODS = ("adapter", "full", "probe")
+METHODS = ("repadapter", "lora", "full", "probe")
 RATES = (1e-3, 3e-3, 1e-2)
 OTHER_SEED = 1000
 """Of the division into examples on which each method's learning rate is chosen."""
 
+STEPS, SHOTS, EPOCHS = 100, 10, 20
+
 
 def main():
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--methods", nargs="*", default=METHODS)
-    parser.add_argument("--shots", type=int, default=10)
+    parser.add_argument("--methods", nargs="*", default=METHODS, choices=METHODS)
     arguments = parser.parse_args()
     base = pretrained()
-    print(json.dumps({"latency_ms": (latency := latencies(base))}), file=sys.stderr, flush=True)
-    report = {"methods": {m: method(m, base, arguments) for m in arguments.methods}, "latency_ms": latency}
-    print(json.dumps(report, indent=1))
+    remembered("adapters", "untuned", untuned, base, arguments.seeds)
+    for name in arguments.methods:
+        remembered("adapters", name, method, name, base, arguments.seeds)
+    remembered("adapters", "latency_ms", latencies, base)
 
 
 def pretrained():
@@ -59,53 +60,70 @@ def pretrained():
     base = ViT(10, heads=4, head_size=16, depth=4, image=32, patch=4)
     pool = load_pools(DataConfig(source="digits"), base_dir=Path())["train"]
     images = normalised(pool.inputs, DIGITS)
-    train(base, images, pool.targets, epochs=40, lr=2e-3, optimizer="adamw", augment=random_shift(3))
+    train(base, images, pool.targets, epochs=EPOCHS, lr=2e-3, optimizer="adamw", augment=random_shift(3))
     return base
 
 
-def method(name, base, arguments):
-    rate = max(RATES, key=lambda lr: tuned(name, base, OTHER_SEED, lr, arguments)["accuracy"])
-    runs = [tuned(name, base, seed, rate, arguments) for seed in range(arguments.seeds)]
-    accuracies = [run.pop("accuracy") for run in runs]
-    spread = statistics.stdev(accuracies) if len(accuracies) > 1 else None
-    seconds = statistics.median(run.pop("seconds") for run in runs)
-    found = {"accuracy": statistics.mean(accuracies), "sd": spread, "lr": rate, "seconds": seconds, **runs[0]}
-    print(json.dumps({name: found}), file=sys.stderr, flush=True)
-    return found
-
-
-def tuned(name, base, seed, lr, arguments):
+def division(seed):
     images, labels = mnist()
-    data = divide("mnist", normalised(images, DIGITS), labels, 10, shots=arguments.shots, seed=seed)
-    network = ready(name, base, seed)
-    few, known = data.scene.few, data.scene.labels
-    loss = functional.cross_entropy
-    history = fine_tune(network, few, known, loss=loss, steps=arguments.steps, lr=lr, seed=seed)
+    return divide("mnist", normalised(images, DIGITS), labels, 10, shots=SHOTS, seed=seed)
+
+
+def untuned(base, seeds):
+    parts = [division(seed) for seed in range(seeds)]
+    return spread([accuracy_of(base, data.inputs, data.targets) for data in parts])
+
+
+def method(name, base, seeds):
+    rates = {lr: tuned(name, base, OTHER_SEED, lr)["accuracy"] for lr in RATES}
+    best = max(rates, key=rates.get)
+    runs = [tuned(name, base, seed, best) for seed in range(seeds)]
+    return {
+        **runs[0],
+        "lr": best,
+        "accuracy": spread([run["accuracy"] for run in runs]),
+        "cpu_seconds": spread([run["cpu_seconds"] for run in runs]),
+        "rates": rates,
+        "kept_mib_batch_64": round(memory_of(ready(name, base, 0)) / 2**20, 1),
+    }
+
+
+def spread(values):
+    return {"values": values, "mean": statistics.mean(values), "sd": statistics.stdev(values)}
+
+
+def tuned(name, base, seed, lr):
+    data, network = division(seed), ready(name, base, seed)
+    trained, started = size(network).trained, time.process_time()
+    fine_tune(network, data.scene.few, data.scene.labels, loss=functional.cross_entropy, steps=STEPS, lr=lr, seed=seed)
+    seconds = time.process_time() - started
     with tempfile.TemporaryDirectory() as folder:
-        spec = AdapterSpec(seed=seed) if name == "adapter" else None
-        stored = save_adapter(Path(folder), network, base, spec).bytes
+        stored = save_adapter(Path(folder), network, base, spec_of(name, seed)).bytes
     return {
         "accuracy": accuracy_of(merge(network), data.inputs, data.targets),
-        "untuned": accuracy_of(base, data.inputs, data.targets),
-        "seconds": history.seconds,
-        "trained_parameters": size(network).trained,
+        "cpu_seconds": seconds,
+        "trained_parameters": trained,
         "stored_bytes": stored,
-        "kept_mib_batch_64": round(memory_of(ready(name, base, seed)) / 2**20, 1),
     }
+
+
+def spec_of(name, seed):
+    return AdapterSpec(kind=name, seed=seed) if name in ("repadapter", "lora") else None
+
+
+def ready(name, base, seed):
+    spec = spec_of(name, seed)
+    if spec is not None:
+        return insert(base, spec)
+    network = copy.deepcopy(base).requires_grad_(requires_grad=name == "full")
+    network.get_submodule(head_name(network)).requires_grad_()
+    return network
 
 
 def memory_of(network):
     """What a step keeps: `kept_bytes` counts gradient and momentum of frozen weights, too."""
     frozen = sum(p.numel() * p.element_size() for p in network.parameters() if not p.requires_grad)
     return kept_bytes(network, (64, 3, 32, 32)) - 2 * frozen
-
-
-def ready(name, base, seed):
-    if name == "adapter":
-        return insert(base, AdapterSpec(seed=seed))
-    network = copy.deepcopy(base).requires_grad_(requires_grad=name == "full")
-    network.get_submodule(head_name(network)).requires_grad_()
-    return network
 
 
 def latencies(vit):
@@ -122,7 +140,7 @@ def latencies(vit):
                 files.append(Path(folder) / f"{name}-{form}.onnx")
                 onnx.save(export_template(network, torch.zeros(2, 3, 32, 32)).bind(), files[-1])
             rows = benchmark(files, "onnxruntime", RunOptions(threads=1)).rows
-        found |= {row.name: float(np.round(row.latency.best_ms, 4)) for row in rows}
+        found |= {row.name: round(row.latency.best_ms, 4) for row in rows}
     return found
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,42 +12,59 @@ import torch
 from torch import nn
 
 from hwsearch.adapt.corruptions import CORRUPTIONS, corrupt
+from hwsearch.adapt.follow import accuracy_of
 from hwsearch.adapt.ladder import Source
 from hwsearch.adapt.scenes import SceneData, divide
 from hwsearch.adapt.statistics import stored
 from hwsearch.config import DataConfig
 from hwsearch.model.load import load_model
-from hwsearch.model.pools import Normalize
 from hwsearch.model.sources import DIGITS, IMAGENET, load_pools
 from hwsearch.model.train import random_shift, train
 from hwsearch.zoo.resnet import ResNet
 
 DATA = Path(os.environ.get("HWSEARCH_DATA", "/nowhere"))
-REAL_LIFE = tuple(kind for kind in CORRUPTIONS if kind != "invert")
 DOMAINS = ("photo", "art_painting", "cartoon", "sketch")
+SCENES = {"digits": (*CORRUPTIONS, "mnist"), "cifar10": tuple(CORRUPTIONS), "pacs": DOMAINS}
+REPLAY = 128
 
 
-def normalised(images, normalize):
-    return normalize(images.astype(np.float32) / 255)
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A network, and the scene it is sent to.
+
+    Attributes:
+        network: In eval mode.
+        source: What is kept of the data it was trained on.
+        data: The scene.
+        clean: Accuracy on other images of the source; None if there are none.
+    """
+
+    network: nn.Module
+    source: Source
+    data: SceneData
+    clean: float | None
 
 
-def source_of(network, images):
-    return Source(statistics=stored(network), replay=images[:256])
+def opened(suite: str) -> Callable[[str], Case]:
+    """A function from the names of a suite's scenes to cases."""
+    return {"digits": digits, "cifar10": cifar10, "pacs": lambda: pacs}[suite]()
 
 
 def digits():
-    """A ResNet of half width trained on scikit-learn's digits; corruptions, inversion, and MNIST as another hand."""
+    """A small ResNet of half width trained on scikit-learn's digits; corruptions, and MNIST as another hand."""
     pools = load_pools(DataConfig(source="digits"), base_dir=Path())
     learn, other = pools["train"], pools["test"]
     images = normalised(learn.inputs, DIGITS)
     torch.manual_seed(0)
     network = ResNet(1, 10, width=0.5)
     train(network, images, learn.targets, epochs=12, lr=0.1, augment=random_shift(2))
-    scenes = {kind: (corrupt(other.inputs, kind, 5), other.targets) for kind in CORRUPTIONS}
-    if DATA.is_dir():
-        scenes["mnist"] = mnist()
-    clean = normalised(other.inputs, DIGITS), other.targets
-    return network, source_of(network, images), named("digits", scenes, DIGITS), clean
+    clean = accuracy_of(network, normalised(other.inputs, DIGITS), other.targets)
+
+    def case(kind):
+        found = mnist() if kind == "mnist" else (corrupt(other.inputs, kind, 5), other.targets)
+        return Case(network, source_of(network, images), named("digits", kind, *found, DIGITS), clean)
+
+    return case
 
 
 def mnist(count=2000):
@@ -58,26 +77,36 @@ def mnist(count=2000):
 
 def cifar10(count=2000):
     """The pretrained ResNet-20 and corrupted test images."""
-    weights = DATA / "cifar10" / "resnet20-12fca82f.th"
-    network = load_model("hwsearch.zoo.resnet:resnet20", weights=weights)
-    pools = load_pools(DataConfig(source="cifar10", path=str(DATA / "cifar10")), base_dir=Path())
-    other = pools["test"]
-    replay = normalised(pools["train"].inputs[:256], IMAGENET)
-    scenes = {kind: (corrupt(other.inputs[:count], kind, 5), other.targets[:count]) for kind in REAL_LIFE}
-    clean = normalised(other.inputs[:count], IMAGENET), other.targets[:count]
-    return network, source_of(network, replay), named("cifar10", scenes, IMAGENET), clean
+    network, pools = resnet20(), cifar10_pools()
+    replay = normalised(pools["train"].inputs[:REPLAY], IMAGENET)
+    images, labels = pools["test"].inputs[:count], pools["test"].targets[:count]
+    clean = accuracy_of(network, normalised(images, IMAGENET), labels)
+
+    def case(kind):
+        data = named("cifar10", kind, corrupt(images, kind, 5), labels, IMAGENET)
+        return Case(network, source_of(network, replay), data, clean)
+
+    return case
+
+
+def resnet20():
+    return load_model("hwsearch.zoo.resnet:resnet20", weights=DATA / "cifar10" / "resnet20-12fca82f.th")
+
+
+def cifar10_pools():
+    return load_pools(DataConfig(source="cifar10", path=str(DATA / "cifar10")), base_dir=Path())
 
 
 def pacs(domain):
     """ResNet-20 of CIFAR-10, its head replaced and all of it trained on three domains; the fourth is the scene."""
-    network = load_model("hwsearch.zoo.resnet:resnet20", weights=DATA / "cifar10" / "resnet20-12fca82f.th")
+    network = resnet20()
     torch.manual_seed(0)
     network.linear = nn.Linear(64, 7)
     parts = {name: images_of(name) for name in DOMAINS}
     images, labels = (np.concatenate([parts[name][i] for name in DOMAINS if name != domain]) for i in (0, 1))
     train(network, images, labels, epochs=15, lr=0.02, augment=random_shift(4, flip=True))
     scene = divide(f"pacs/{domain}", *parts[domain], 7, shots=5)
-    return network, source_of(network, np.random.default_rng(0).permutation(images)), [scene], None
+    return Case(network, source_of(network, np.random.default_rng(0).permutation(images)), scene, None)
 
 
 def images_of(domain):
@@ -86,8 +115,13 @@ def images_of(domain):
     return pool.load(np.arange(len(pool.targets))), pool.targets
 
 
-def named(source: str, scenes: dict, normalize: Normalize) -> list[SceneData]:
-    return [
-        divide(f"{source}/{name}", normalised(images, normalize), labels, 10, shots=10)
-        for name, (images, labels) in scenes.items()
-    ]
+def normalised(images, normalize):
+    return normalize(images.astype(np.float32) / 255)
+
+
+def source_of(network, images):
+    return Source(statistics=stored(network), replay=images[:REPLAY])
+
+
+def named(suite, kind, images, labels, normalize):
+    return divide(f"{suite}/{kind}", normalised(images, normalize), labels, 10, shots=10)

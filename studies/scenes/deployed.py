@@ -3,58 +3,88 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
-import sys
+import threading
 from pathlib import Path
 
 import numpy as np
-from data import DATA
+from data import IMAGENET
+from results import remembered
 
 from hwsearch.adapt.corruptions import corrupt
-from hwsearch.adapt.insert import AdapterSpec
+from hwsearch.adapt.follow import Policy
 from hwsearch.adapt.ladder import climb
 from hwsearch.adapt.migrate import Migration
-from hwsearch.adapt.scenes import load_scene
-from hwsearch.cli.main import main as hwsearch
-from hwsearch.export.deployed import fit_of, open_deployed
+from hwsearch.adapt.scenes import divide
+from hwsearch.backends.base import RunOptions, get_backend
+from hwsearch.backends.benchmark import benchmark
+from hwsearch.config import load_study
+from hwsearch.export.bundle import export_bundle
+from hwsearch.export.deployed import open_deployed
+from hwsearch.export.manifest import located, parse_manifest, read_facts
 from hwsearch.export.update import Adaptation, update_bundle
 from hwsearch.export.verify import verify
-from hwsearch.search.run import find_run
-from hwsearch.types import Success, to_json
+from hwsearch.export.watch import watch_bundle
+from hwsearch.search.loop import evaluated
+from hwsearch.search.prepare import load_subject, ready_target
+from hwsearch.search.progress import silent
+from hwsearch.search.run import Run
+from hwsearch.search.session import opened
+from hwsearch.types import Candidate, to_json
 
 STUDY = Path(__file__).parents[1] / "cifar10-resnet20" / "study.yaml"
+SETTINGS = ("latency=measure", "measure.seconds=0.3", "search.sampler=random")
+
+KEEP, DROPPED, FLOAT = {"layer2.2.conv1": 16, "layer3.0.conv1": 48}, ("layer1.0",), ("conv1", "linear")
+"""A candidate that the guided search of that study finds: a block and channels gone, int8 but for two layers."""
+
 NEAR = 0.05
 """The ladder ends this close to the accuracy the bundle was exported with."""
 
-SMALL = ("search.sampler=random", "search.evaluations=6", "latency=measure", "measure.seconds=0.3")
+STEPS, BATCH, WINDOW = 80, 250, 32
+SCENE, STREAM, CLEAN = slice(0, 2000), slice(2000, 4000), slice(4000, 6000)
+"""Of the study's report split, which nothing was chosen by: what is adapted to, what is followed, what judges."""
 
 
 def main():
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--targets", nargs="+", default=["ort-cpu", "openvino-cpu"])
-    parser.add_argument("--kind", default="contrast", help="corruption")
-    parser.add_argument("--out", type=Path, default=Path("runs/scenes"), help="exported bundles stay here")
+    parser.add_argument("--kind", default="noise", help="corruption")
+    parser.add_argument("--severity", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("runs/scenes"), help="bundles stay here")
     arguments = parser.parse_args()
-    found = {target: followed(target, arguments.kind, arguments.out) for target in arguments.targets}
-    print(json.dumps(found, indent=1))
+    for target in arguments.targets:
+        kept = arguments.out / target
+        if not kept.exists():
+            export(target, arguments.out)
+        for part in (adapted, followed):
+            key = f"{target}, {arguments.kind} {arguments.severity}, {part.__name__}"
+            remembered("deployed", key, part, kept, arguments.kind, arguments.severity)
 
 
-def followed(target, kind, folder):
-    kept = folder / target
-    if not kept.exists():
-        export(target, folder)
-    bundle = folder / f"{target}-updated"
-    shutil.rmtree(bundle, ignore_errors=True)
-    shutil.copytree(kept, bundle)
-    with np.load(DATA / "cifar10" / "test.npz") as archive:
-        images, labels = archive["images"][-2000:].transpose(0, 3, 1, 2), archive["labels"][-2000:]
-    scene = folder / f"{kind}.npz"
-    np.savez(scene, images=corrupt(images, kind, 5).transpose(0, 2, 3, 1), labels=labels)
+def export(target, folder):
+    """The bundle of that candidate, evaluated in a run of its own."""
+    config = load_study(STUDY, SETTINGS)
+    subject = load_subject(config)
+    source = subject.network.source
+    gone = {layer for branch in source.branches if branch.name in DROPPED for layer in branch.layers}
+    precision = {
+        layer.name: "fp32" if layer.name in FLOAT else "int8" for layer in source.layers if layer.name not in gone
+    }
+    candidate = Candidate(keep=KEEP, dropped=DROPPED, precision=precision)
+    place, ready = folder / "runs" / target, ready_target(target, config)
+    with opened(config, subject, ready, place, watch=silent, stop=threading.Event()) as session:
+        evaluated(session.search, candidate)
+    export_bundle(Run.open(place), candidate.key, folder / target)
+
+
+def adapted(kept, kind, severity):
+    """The ladder with ten labels a class, and the update; nothing keeps the source in mind but the distillation."""
+    bundle = fresh(kept, "adapted")
     deployed = open_deployed(bundle)
-    data = load_scene(str(scene), fit_of(deployed.manifest), shots=10)
-    how = Migration(spec=AdapterSpec(rank=8), steps=120)
-    goal = deployed.manifest.figures.accuracy.value - NEAR
+    data = divide(f"{kind} {severity}", *images(deployed, SCENE, kind, severity), 10, shots=10)
+    manifest = deployed.manifest
+    goal, how = manifest.figures.accuracy.value - NEAR, Migration(steps=STEPS)
     ladder = climb(deployed.base, data.scene, deployed.source, how=how, goal=goal)
     made = update_bundle(
         deployed,
@@ -66,35 +96,85 @@ def followed(target, kind, folder):
             seconds=sum(step.seconds for step in ladder.steps),
         ),
         data,
+        timing=False,
     )
-    candidate = deployed.manifest.candidate
-    int8 = sum(precision == "int8" for precision in candidate.precision.values())
     return {
-        "candidate": {"keep": candidate.keep, "dropped": candidate.dropped, "int8_layers": int8},
+        "candidate": {**to_json(manifest.candidate), "accuracy": manifest.figures.accuracy.value},
+        "latency_ms": manifest.figures.latency.best_ms,
+        "fp32_latency_ms": manifest.baselines["fp32"].latency.best_ms,
+        "fp32_accuracy": manifest.baselines["fp32"].accuracy.value,
         "goal": goal,
         "rungs": {step.rung: f"{'kept' if step.kept else 'not kept'}: {step.reason}" for step in ladder.steps},
-        "update": to_json(made),
+        "judged_on": len(data.targets),
+        "scene": [made.before.value, made.after.value],
+        "clean": [served(folder, *images(deployed, CLEAN)) for folder in (kept, bundle)],
+        "seconds": round(made.seconds, 1),
+        "latency_ratios": [ratio(kept, bundle) for _ in range(3)],
         "verified": verify(bundle, timing=False).ok,
     }
 
 
-def export(target, folder):
-    """The most accurate candidate with int8 layers that lost channels or branches, of a short random search."""
-    runs = folder / "runs"
-    settings = [part for setting in (*SMALL, f"target={target}") for part in ("--set", setting)]
-    print(target, file=sys.stderr, flush=True)
-    assert hwsearch(["search", str(STUDY), *settings, "--out", str(runs), "--quiet"]) == 0
-    run = find_run(runs / "cifar10-resnet20", target)
-    fits = [
-        trial
-        for trial in run.trials
-        if isinstance(trial.outcome, Success)
-        and not trial.candidate.complete
-        and "int8" in trial.candidate.precision.values()
-    ]
-    best = max(fits, key=lambda trial: trial.outcome.accuracy.value)
-    out = ["--out", str(folder / target), "--quiet"]
-    assert hwsearch(["export", str(run.path), "--key", best.candidate.key, *out]) == 0
+def followed(kept, kind, severity):
+    """A stream that is clean for ten windows and then is not; updates replay the source and pass the anchor's gate."""
+    bundle = fresh(kept, "followed")
+    deployed = open_deployed(bundle)
+    clean, known = images(deployed, slice(STREAM.start, STREAM.start + 10 * WINDOW))
+    shifted, others = images(deployed, slice(STREAM.start + 10 * WINDOW, STREAM.stop), kind, severity)
+    found = watch_bundle(
+        deployed,
+        np.concatenate([clean, shifted]),
+        np.concatenate([known, others]),
+        window=WINDOW,
+        policy=Policy(steps=STEPS),
+    )
+    scene, usual = images(deployed, SCENE, kind, severity), images(deployed, CLEAN)
+    return {
+        "events": [to_json(event) for event in found.events if event.drift or event.update],
+        "windows": len(found.events),
+        "scene": [served(folder, *scene) for folder in (kept, bundle)],
+        "clean": [served(folder, *usual) for folder in (kept, bundle)],
+        "judged_on": len(scene[1]),
+        "latency_ratios": [ratio(kept, bundle) for _ in range(3)],
+        "updates_per_hour": found.updates_per_hour,
+        "verified": verify(bundle, timing=False).ok,
+    }
+
+
+def fresh(kept, name):
+    """A copy of a bundle to update."""
+    bundle = kept.with_name(f"{kept.name}-{name}")
+    for old in (bundle, bundle.with_name(f"{bundle.name}.versions")):
+        shutil.rmtree(old, ignore_errors=True)
+    return Path(shutil.copytree(kept, bundle))
+
+
+def images(deployed, rows, kind=None, severity=None):
+    """Examples of the report split as the network takes them, corrupted or not, and their classes."""
+    split, normalize = deployed.subject.splits.report, IMAGENET
+    inputs, labels = split.inputs[rows], split.targets[rows].astype(np.int64)
+    if kind is None:
+        return inputs, labels
+    mean, deviation = (np.array(values, np.float32)[:, None, None] for values in (normalize.mean, normalize.std))
+    pixels = np.rint((inputs * deviation + mean) * 255).astype(np.uint8)
+    return normalize(corrupt(pixels, kind, severity).astype(np.float32) / 255), labels
+
+
+def served(bundle, inputs, labels):
+    """Top-1 of the shipped file, in its runtime."""
+    manifest = parse_manifest(read_facts(bundle))
+    target = manifest.target
+    options = RunOptions(threads=1, batch=BATCH, float_precision=manifest.float_precision, options=target.options)
+    model = get_backend(target.backend).open(located(manifest.artifact, bundle), options)
+    outputs = np.concatenate([model.run(part) for part in np.split(inputs, len(inputs) // BATCH)])
+    return float((outputs.argmax(1) == labels).mean())
+
+
+def ratio(one, other):
+    """Latency of the model in `other` as a multiple of that in `one`, measured in turns."""
+    manifest = parse_manifest(read_facts(one))
+    options = RunOptions(threads=1, float_precision=manifest.float_precision, options=manifest.target.options)
+    files = [folder / manifest.artifact.path for folder in (one, other)]
+    return benchmark(files, manifest.target.backend, options).rows[1].latency.ratio
 
 
 if __name__ == "__main__":
