@@ -71,6 +71,7 @@ class LimitsConfig(Section):
 
     latency_ms: Positive | None = None
     size_mb: Positive | None = None
+    energy_mj: Positive | None = None
     accuracy_drop_points: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
 
@@ -192,6 +193,7 @@ class StudyConfig(Section):
         latency: ``measure`` every candidate, ask the ``table`` alone, or ``auto``: the table where it passed its check,
             measuring whatever may reach the front.
         tables: Folder of latency tables.
+        objectives: ``accuracy`` and ``latency``, and perhaps ``size`` and ``energy``.
         targets: Names of built-in targets or paths of target files; a study file may also say ``target: name``.
         threads, batch: None for the target's own.
     """
@@ -206,7 +208,7 @@ class StudyConfig(Section):
     targets: Annotated[tuple[str, ...], Field(min_length=1)]
     threads: Count | None = None
     batch: Count | None = None
-    objectives: tuple[Literal["accuracy", "latency", "size"], ...] = ("accuracy", "latency")
+    objectives: tuple[Literal["accuracy", "latency", "size", "energy"], ...] = ("accuracy", "latency")
     limits: LimitsConfig = Field(default_factory=LimitsConfig)
     search: SearchConfig = Field(default_factory=SearchConfig)
     space: SpaceConfig = Field(default_factory=SpaceConfig)
@@ -219,6 +221,11 @@ class StudyConfig(Section):
     tables: str = "latency_tables"
 
     _base_dir: Path = PrivateAttr(default_factory=Path.cwd)
+
+    @property
+    def wants_energy(self) -> bool:
+        """Whether energy is an objective, or limited."""
+        return "energy" in self.objectives or self.limits.energy_mj is not None
 
     @property
     def base_dir(self) -> Path:
@@ -258,9 +265,9 @@ class StudyConfig(Section):
 
     @field_validator("objectives")
     @classmethod
-    def _two_or_three(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _accuracy_and_latency_first(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if value[:2] != ("accuracy", "latency"):
-            raise ValueError("expected [accuracy, latency] or [accuracy, latency, size]")
+            raise ValueError("expected [accuracy, latency], and after them perhaps size or energy")
         return value
 
 

@@ -10,6 +10,9 @@ from pydantic_core import ErrorDetails
 from hwsearch.errors import ConfigError, did_you_mean
 from hwsearch.study_file import KeyPath, StudyFile, dotted
 
+_IN_WORDS = {"model_type": "should be a mapping", "tuple_type": "should be a list", "too_short": "is empty"}
+"""Kind of an error -> what people read, where pydantic speaks of Python."""
+
 
 def one_of(value: str, names: tuple[str, ...], *forms: str) -> str:
     """`value` if it is one of `names`, or looks like one of the ``module:name`` forms.
@@ -46,7 +49,7 @@ def explain(error: ValidationError, study: StudyFile, schema: type[BaseModel]) -
         return _unknown_key(first, study, schema)
     if first["type"] == "missing":
         return _missing_key(first["loc"], study)
-    return _wrong_value(first, study)
+    return _wrong_value(first, study, schema)
 
 
 def _unknown_key(detail: ErrorDetails, study: StudyFile, schema: type[BaseModel]) -> ConfigError:
@@ -81,7 +84,7 @@ def _missing_key(key: KeyPath, study: StudyFile) -> ConfigError:
     )
 
 
-def _wrong_value(detail: ErrorDetails, study: StudyFile) -> ConfigError:
+def _wrong_value(detail: ErrorDetails, study: StudyFile, schema: type[BaseModel]) -> ConfigError:
     key, value = detail["loc"], detail["input"]
     if unknown := _unknown_value(detail):
         found, allowed, message = unknown
@@ -92,11 +95,11 @@ def _wrong_value(detail: ErrorDetails, study: StudyFile) -> ConfigError:
             allowed=", ".join(allowed),
             hint=did_you_mean(found, allowed),
         )
-    problem = "should be a mapping" if detail["type"] == "model_type" else detail["msg"]
-    problem = problem.removeprefix("Value error, ").removeprefix("Input ")
+    problem = _IN_WORDS.get(detail["type"], detail["msg"]).removeprefix("Value error, ").removeprefix("Input ")
     return ConfigError(
-        f"`{dotted(key)}` {problem}" if problem.startswith("should") else f"`{dotted(key)}`: {problem}",
+        f"`{dotted(key)}` {problem}" if problem.startswith(("should", "is")) else f"`{dotted(key)}`: {problem}",
         where=study.where(key, value),
+        allowed=f"keys {', '.join(_section(schema, key).model_fields)}" if detail["type"] == "model_type" else None,
     )
 
 

@@ -18,6 +18,7 @@ CUresult cuInit(unsigned int flags) { return flags ? CUDA_ERROR_INVALID_VALUE : 
 CUresult cuDriverGetVersion(int *version) { *version = 13000; return CUDA_SUCCESS; }
 CUresult cuDeviceGet(CUdevice *device, int ordinal) { *device = ordinal; return CUDA_SUCCESS; }
 CUresult cuDeviceGetName(char *name, int size, CUdevice device) { (void)device; strncpy(name, "Stand-in GPU", size); return CUDA_SUCCESS; }
+CUresult cuDeviceGetPCIBusId(char *address, int size, CUdevice device) { (void)device; strncpy(address, "0000:01:00.0", size); return CUDA_SUCCESS; }
 CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice device) {
   (void)device;
   if (attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR) *value = 8;

@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 
 from hwsearch.backends.base import RunOptions
 from hwsearch.backends.environment import usable_cores
+from hwsearch.backends.openvino_devices import PROPERTIES, measure_shared, several_devices
+from hwsearch.backends.openvino_session import core
 from hwsearch.backends.pair import best_split, measure_pair, pair_on_cores
 from hwsearch.cli.main import main
+from hwsearch.errors import BackendUnavailableError
 from hwsearch.testing.networks import plain
 
 
@@ -64,3 +67,24 @@ def test_two_pinned_sessions_share_a_batch(tmp_path, capsys):
     assert found.together > 0
     assert main(["benchmark", str(path), str(path), "--pair", "ort-cpu", "--json"]) == 2
     assert "one model" in json.loads(capsys.readouterr().out)["message"]
+
+
+@pytest.mark.parametrize("way", PROPERTIES)
+def test_openvino_shares_a_batch_among_its_devices(way, tmp_path):
+    path = tmp_path / "model.onnx"
+    onnx.save(plain(), path)
+    found = measure_shared(path, way, ["CPU"], 20, seconds=0.05)  # the one device that is always there
+    assert found.alone.keys() == {"CPU"}
+    assert found.efficiency == pytest.approx(found.together / found.alone["CPU"])
+
+
+def test_openvino_with_one_device_says_what_to_do_instead(tmp_path, capsys):
+    if len(core().available_devices) > 1:
+        pytest.skip("OpenVINO sees several devices here")
+    path = tmp_path / "model.onnx"
+    onnx.save(plain(), path)
+    with pytest.raises(BackendUnavailableError, match="AUTO shares work among devices, and sees one here: CPU"):
+        several_devices("auto")
+    assert main(["benchmark", str(path), "--target", "openvino-cpu", "--pair", "hetero"]) == 3
+    assert "two sessions" in capsys.readouterr().err
+    assert main(["benchmark", str(path), "--pair", "auto"]) == 2  # ONNX Runtime has no such thing

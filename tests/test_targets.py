@@ -85,6 +85,17 @@ def test_built_in_targets():
         ("granularity: 8", "granularity: 8\nneeds_isa: {bf16: [amx_bf16]}", "accepts `bf16`", ":6", "fp32, int8"),
         ("granularity: 8\n", "granularity: 8\ngranularity: 8\n", "set twice", "mine.yaml:6", None),
         ("granularity: 8\n", "", "`granularity` is missing", "mine.yaml", None),
+        ("latency_ms: 2", "energy_mj: -1", "should be greater than 0", "mine.yaml:8", None),
+        ("{metric: macs, goal: 0.3}", "0.3", "`sparsity` should be a mapping", "mine.yaml:7", "metric, goal"),
+        (
+            "[fp32, int8], accelerates: [int8]}\n  lin",
+            "fp32, accelerates: []}\n  lin",
+            "be a list",
+            "mine.yaml:3",
+            None,
+        ),
+        ("[fp32, int8], accelerates: [int8]}\n  lin", "[], accelerates: []}\n  lin", "is empty", "mine.yaml:3", None),
+        ("call_us: 20", "call_us: 20\n  pj_per_mac: {fp32: 1}", "pj_per_mac lacks int8", "mine.yaml:9", None),
     ],
 )
 def test_a_wrong_profile_is_refused_at_its_line(written, found, replacement, message, place, allowed):
@@ -93,6 +104,13 @@ def test_a_wrong_profile_is_refused_at_its_line(written, found, replacement, mes
     assert message in caught.value.message
     assert place in caught.value.where
     assert allowed is None or allowed in caught.value.allowed
+
+
+def test_a_profile_without_layers_is_refused(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("backend: onnxruntime\nops: {}\ngranularity: 8\nmin_keep: 0.25\n")
+    with pytest.raises(ConfigError, match="no kind of layer is given: expected conv, depthwise, linear"):
+        load_target(str(path))
 
 
 def test_a_roofline_is_the_longer_of_computing_and_moving():

@@ -24,6 +24,8 @@ from hwsearch.types import Artifact, Device, LayerTime, TensorRange
 if TYPE_CHECKING:
     import onnx
 
+    from hwsearch.backends.energy import Meter
+
 ENTRY_POINT_GROUP = "hwsearch.backends"
 
 BUILT_IN = {
@@ -104,6 +106,15 @@ class ChecksOnnx(Protocol):
 
     def violations(self, model: onnx.ModelProto) -> Sequence[Violation]:
         """Every rule the model breaks, in execution order."""
+        ...
+
+
+@runtime_checkable
+class CountsEnergy(Protocol):
+    """A backend whose device may have counters of the energy it takes."""
+
+    def energy_meter(self) -> Meter | None:
+        """The counters; None where there are none, or they may not be read."""
         ...
 
 
@@ -200,6 +211,11 @@ def write_onnx(model: onnx.ModelProto, folder: Path) -> Artifact:
         size_bytes=path.stat().st_size,
         portable=True,
     )
+
+
+def energy_meter(backend: Backend) -> Meter | None:
+    """What counts the energy of a backend's device; None if nothing does."""
+    return backend.energy_meter() if isinstance(backend, CountsEnergy) else None
 
 
 def backend_names() -> list[str]:

@@ -23,6 +23,7 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuDriverGetVersion": (POINTER(c_int),),
     "cuDeviceGet": (POINTER(c_int), c_int),
     "cuDeviceGetName": (c_char_p, c_int, c_int),
+    "cuDeviceGetPCIBusId": (c_char_p, c_int, c_int),
     "cuDeviceGetAttribute": (POINTER(c_int), c_int, c_int),
     "cuDevicePrimaryCtxRetain": (POINTER(c_void_p), c_int),
     "cuCtxSetCurrent": (c_void_p,),
@@ -123,6 +124,13 @@ def gpu_name() -> str:
     """The GPU's name as the driver gives it."""
     text = ctypes.create_string_buffer(_NAME_BYTES)
     call("cuDeviceGetName", text, _NAME_BYTES, 0)
+    return text.value.decode()
+
+
+def gpu_bus_id() -> str:
+    """The GPU's PCI address, by which the driver's other libraries know it, too."""
+    text = ctypes.create_string_buffer(_NAME_BYTES)
+    call("cuDeviceGetPCIBusId", text, _NAME_BYTES, 0)
     return text.value.decode()
 
 

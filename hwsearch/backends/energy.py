@@ -1,4 +1,4 @@
-"""Energy per example, net of what the machine takes when idle: from counters of the hardware, or not at all.
+"""Energy per example, net of what the device takes when idle: from counters of the hardware, or not at all.
 
 Nothing is modelled here. Where there is no counter the answer is None, so that a computed figure can never stand beside
 a measured one.
@@ -6,14 +6,39 @@ a measured one.
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
+
+from hwsearch.types import Energy
 
 POWERCAP = Path("/sys/class/powercap")
 
+TURNS = 5
+STUDENT = 2.776
+"""Half of a 95 % interval in standard errors of a mean of so many readings."""
+
 Clock = Callable[[], float]
+
+
+class Meter(Protocol):
+    """Counters of the energy a device has taken."""
+
+    @property
+    def source(self) -> str:
+        """What they are called in results."""
+        ...
+
+    def read(self) -> tuple[int, ...]:
+        """What each counter shows."""
+        ...
+
+    def joules(self, before: tuple[int, ...], after: tuple[int, ...]) -> float:
+        """Energy between two readings."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +58,7 @@ class Powercap:
     """The processor packages' counters (RAPL) as Linux shows them."""
 
     zones: tuple[Zone, ...]
+    source: str = "powercap"
 
     @classmethod
     def find(cls, root: Path = POWERCAP) -> Powercap | None:
@@ -61,52 +87,83 @@ class Powercap:
         return sum(counted) / 1e6
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Energy:
-    """What one example costs.
+@dataclass(frozen=True, slots=True)
+class Nvml:
+    """The counter of one NVIDIA GPU (Volta and later), in millijoules since the driver was loaded."""
 
-    Attributes:
-        joules: Net of `idle_watts`; of the whole package, whoever else uses it.
-        total_joules: Idle included.
-        idle_watts: What the machine took while nothing ran.
-        source: The counters.
-    """
+    handle: Any
+    source: str = "nvml"
 
-    joules: float
-    total_joules: float
-    idle_watts: float
-    source: str = "powercap"
+    @classmethod
+    def find(cls, bus_id: str) -> Nvml | None:
+        """The counter of the GPU at a PCI address; None without it, its driver or the package ``nvidia-ml-py``."""
+        try:
+            import pynvml
+        except ImportError:
+            return None
+        try:
+            pynvml.nvmlInit()
+            found = cls(pynvml.nvmlDeviceGetHandleByPciBusId(bus_id))
+            found.read()
+        except pynvml.NVMLError:
+            return None
+        return found
+
+    def read(self) -> tuple[int, ...]:
+        """What the counter shows."""
+        import pynvml
+
+        return (int(pynvml.nvmlDeviceGetTotalEnergyConsumption(self.handle)),)
+
+    def joules(self, before: tuple[int, ...], after: tuple[int, ...]) -> float:
+        """Energy between two readings."""
+        return (after[0] - before[0]) / 1e3
 
 
 def measure_energy(
     step: Callable[[], object],
     examples: int,
-    meter: Powercap | None,
+    meter: Meter,
     *,
     seconds: float = 2.0,
     clock: Clock = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
-) -> Energy | None:
-    """Energy per example of a step that processes so many; None without a meter.
+) -> Energy:
+    """Energy per example of a step that processes so many: idle and busy in turns, so that a drift cancels out.
 
     Args:
         step: One inference.
         examples: It processes.
-        meter: Counters, or None.
-        seconds: Of idling, and of inference; 2 are many updates of a counter.
+        meter: Counters.
+        seconds: Of idling, and as many of inference, over all turns.
         clock: Seconds.
         sleep: Waits so many.
     """
-    if meter is None:
-        return None
-    started, before = clock(), meter.read()
-    sleep(seconds)
-    idle_watts = meter.joules(before, meter.read()) / (clock() - started)
-    step()
+    net: list[float] = []
+    total: list[float] = []
+    idle: list[float] = []
+    for _ in range(TURNS):
+        idle_joules, waited, _ = _spent(meter, lambda: sleep(seconds / TURNS), 0.0, clock)
+        step()  # wakes what went to sleep
+        joules, elapsed, calls = _spent(meter, step, seconds / TURNS, clock)
+        count = calls * examples
+        idle.append(idle_joules / waited)
+        total.append(1e3 * joules / count)
+        net.append(1e3 * (joules - idle[-1] * elapsed) / count)
+    mean, spread = statistics.fmean(net), STUDENT * statistics.stdev(net) / TURNS**0.5
+    return Energy(
+        net_mj=mean,
+        ci95_mj=(mean - spread, mean + spread),
+        source=meter.source,
+        total_mj=statistics.fmean(total),
+        idle_watts=statistics.fmean(idle),
+    )
+
+
+def _spent(meter: Meter, work: Callable[[], object], seconds: float, clock: Clock) -> tuple[float, float, int]:
+    """Joules and seconds that calls of `work` take, at least one and as many as fit into `seconds`; how many."""
     started, before, calls = clock(), meter.read(), 0
     while not calls or clock() - started < seconds:
-        step()
+        work()
         calls += 1
-    spent, elapsed = meter.joules(before, meter.read()), clock() - started
-    count = calls * examples
-    return Energy(joules=(spent - idle_watts * elapsed) / count, total_joules=spent / count, idle_watts=idle_watts)
+    return meter.joules(before, meter.read()), clock() - started, calls

@@ -14,6 +14,7 @@ import onnx
 from hwsearch.backends import onnxruntime_qdq
 from hwsearch.backends.base import Availability, LowerRequest, RunOptions, write_onnx
 from hwsearch.backends.device import cpu_device, saturates_int8
+from hwsearch.backends.energy import Powercap
 from hwsearch.backends.flow import Flow, read_flow
 from hwsearch.backends.onnxruntime_inspect import inspect
 from hwsearch.backends.onnxruntime_observe import observe
@@ -72,6 +73,10 @@ class OnnxRuntimeBackend:
         """A session with all optimisations, for batches of ``options.batch``."""
         _check_float(options)
         return OnnxRuntimeSession(artifact.path, options)
+
+    def energy_meter(self) -> Powercap | None:
+        """The counters of the processor."""
+        return Powercap.find()
 
     def inspect(self, artifact: Artifact, precision: Mapping[str, str], options: RunOptions) -> Sequence[LayerTime]:
         """Kernels of the optimised graph with their profiled times."""

@@ -16,6 +16,7 @@ import onnx
 from hwsearch.backends import openvino_quantize
 from hwsearch.backends.base import Availability, LowerRequest, RunOptions
 from hwsearch.backends.device import cpu_device, saturates_int8
+from hwsearch.backends.energy import Powercap
 from hwsearch.backends.flow import Flow, read_flow
 from hwsearch.backends.openvino_inspect import inspect
 from hwsearch.backends.openvino_session import OpenVinoSession, check_float, core, settings
@@ -88,6 +89,10 @@ class OpenVinoBackend:
     def open(self, artifact: Artifact, options: RunOptions) -> OpenVinoSession:
         """A compiled model for batches of ``options.batch``."""
         return OpenVinoSession(artifact.path, options)
+
+    def energy_meter(self) -> Powercap | None:
+        """The counters of the processor."""
+        return Powercap.find()
 
     def inspect(self, artifact: Artifact, precision: Mapping[str, str], options: RunOptions) -> Sequence[LayerTime]:
         """Nodes of the executed graph with their profiled times."""

@@ -56,7 +56,7 @@ def measure_pair(
         seconds: Of each of the three measurements, about.
         clock: Seconds.
     """
-    alone = _rate(lambda: first(batch), batch, seconds, clock), _rate(lambda: second(batch), batch, seconds, clock)
+    alone = rate(lambda: first(batch), batch, seconds, clock), rate(lambda: second(batch), batch, seconds, clock)
     share = best_split(batch, alone)
     with ThreadPoolExecutor(2) as pool:
 
@@ -65,7 +65,7 @@ def measure_pair(
             for future in running:
                 future.result()
 
-        together = _rate(both, batch, seconds, clock)
+        together = rate(both, batch, seconds, clock)
     return PairResult(alone=alone, split=(share, batch - share), together=together)
 
 
@@ -100,7 +100,7 @@ def best_split(batch: int, throughputs: tuple[float, float]) -> int:
     return min(range(batch + 1), key=lambda count: max(count / one, (batch - count) / other))
 
 
-def _rate(work: Callable[[], None], examples: int, seconds: float, clock: Clock) -> float:
+def rate(work: Callable[[], None], examples: int, seconds: float, clock: Clock = time.perf_counter) -> float:
     """Examples per second, without the first call, which allocates."""
     work()
     started, calls = clock(), 0

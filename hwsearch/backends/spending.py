@@ -8,8 +8,8 @@ from tempfile import TemporaryDirectory
 
 from hwsearch.backends.base import RunOptions
 from hwsearch.backends.benchmark import artifact_of, names_of
-from hwsearch.backends.energy import Energy
 from hwsearch.backends.worker import Worker
+from hwsearch.types import Energy
 
 TIMEOUT_S = 120.0
 

@@ -14,6 +14,7 @@ import onnx
 
 from hwsearch.backends import cuda, tensorrt_qdq
 from hwsearch.backends.base import Availability, LowerRequest, RunOptions, Violation
+from hwsearch.backends.energy import Nvml
 from hwsearch.backends.flow import Flow
 from hwsearch.backends.tensorrt_build import build_engine, cache_file, check_float, fix_batch
 from hwsearch.backends.tensorrt_inspect import inspect
@@ -85,6 +86,10 @@ class TensorRtBackend:
     def open(self, artifact: Artifact, options: RunOptions) -> TensorRtSession:
         """The engine with its buffers on the GPU."""
         return TensorRtSession(artifact.path, options)
+
+    def energy_meter(self) -> Nvml | None:
+        """The counter of the GPU."""
+        return Nvml.find(cuda.gpu_bus_id())
 
     def inspect(self, artifact: Artifact, precision: Mapping[str, str], options: RunOptions) -> Sequence[LayerTime]:  # noqa: ARG002
         """Layers of the engine with their profiled times."""

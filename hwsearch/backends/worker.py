@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from hwsearch.backends.base import LowerRequest, RunOptions
-from hwsearch.backends.energy import Energy
 from hwsearch.backends.process import Exit, ExitedError, LineProcess, NoAnswerError
 from hwsearch.backends.timing import DEFAULT_POLICY, Samples, TimingPolicy, summarise
 from hwsearch.errors import BackendUnavailableError, ConfigError, EvaluationError
-from hwsearch.types import Artifact, Device, Latency, LayerTime, Observation, from_json, to_json
+from hwsearch.types import Artifact, Device, Energy, Latency, LayerTime, Observation, from_json, to_json
 
 START_TIMEOUT_S = 120.0  # loading a runtime from a cold disk
 _TAIL_BYTES = 4000
@@ -163,10 +162,12 @@ class Worker:
         model = {"artifact": to_json(artifact), "options": to_json(options)}
         self._call("run", timeout_s, model=model, examples=examples)
 
-    def energy(self, artifact: Artifact, options: RunOptions, *, timeout_s: float) -> Energy | None:
-        """Energy per example net of idle; None where the machine counts none."""
+    def energy(
+        self, artifact: Artifact, options: RunOptions, *, seconds: float = 2.0, timeout_s: float
+    ) -> Energy | None:
+        """Energy per example net of idle, from so many seconds of inference; None where the machine counts none."""
         model = {"artifact": to_json(artifact), "options": to_json(options)}
-        found = self._call("energy", timeout_s, model=model)
+        found = self._call("energy", timeout_s, model=model, seconds=seconds)
         return None if found is None else from_json(Energy, found)
 
     def cpu_ms(self, artifact: Artifact, options: RunOptions, *, seconds: float, timeout_s: float) -> float:

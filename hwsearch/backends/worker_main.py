@@ -25,9 +25,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from hwsearch.backends.base import Backend, LowerRequest, RunOptions, Session, get_backend
+from hwsearch.backends.base import Backend, LowerRequest, RunOptions, Session, energy_meter, get_backend
 from hwsearch.backends.campaign import measure_interleaved
-from hwsearch.backends.energy import Powercap, measure_energy
+from hwsearch.backends.energy import measure_energy
 from hwsearch.backends.timing import TimingPolicy
 from hwsearch.errors import BackendUnavailableError, HwSearchError
 from hwsearch.types import Artifact, TensorRange, from_json, to_json
@@ -97,13 +97,13 @@ class Child:
         for _ in range(math.ceil(examples / session.input_shape[0])):
             session.step()
 
-    def energy(self, model: dict[str, Any]) -> Any:
+    def energy(self, model: dict[str, Any], seconds: float) -> Any:
         """Energy per example net of idle, or None."""
-        meter = Powercap.find()
+        meter = energy_meter(self._backend)
         if meter is None:
             return None
         session = self._sessions(model, 1)[0]
-        return to_json(measure_energy(session.step, session.input_shape[0], meter))
+        return to_json(measure_energy(session.step, session.input_shape[0], meter, seconds=seconds))
 
     def cpu_ms(self, model: dict[str, Any], seconds: float) -> float:
         """Processor time per example, over all threads; what comes first, to warm up, does not count."""

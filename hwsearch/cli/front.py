@@ -77,7 +77,7 @@ def front_document(front: Front, points: Sequence[FrontPoint]) -> dict[str, Any]
 
 
 def point_document(point: FrontPoint) -> dict[str, Any]:
-    """One point: key, accuracy and latency with their 95 % intervals, size."""
+    """One point: key, accuracy and latency with their 95 % intervals, size, energy if it was asked for."""
     return {
         "key": point.key,
         "accuracy": point.accuracy.value,
@@ -90,6 +90,7 @@ def point_document(point: FrontPoint) -> dict[str, Any]:
         "latency_source": point.latency.source,
         "build_spread": point.build_spread,
         "training_minutes": point.training_minutes,
+        "energy": to_json(point.energy),
     }
 
 
@@ -125,9 +126,10 @@ def print_front(front: Front, points: Sequence[FrontPoint]) -> None:
     """Print a table of the points, with the baselines they have to beat."""
     rows = sorted({*points, *(p for p in front.points if p.baseline)}, key=lambda p: p.latency.best_ms)
     metric = front.points[0].accuracy.metric if front.points else "accuracy"
+    energy = ["mJ", ""] if any(point.energy for point in rows) else []
     print_table(
-        ["key", metric, "±", "ms", "±", "vs fp32", "MB", "", "", ""],
-        [_cells(point, front.points) for point in rows],
+        ["key", metric, "±", "ms", "±", "vs fp32", "MB", *energy, "", "", ""],
+        [_cells(point, front.points, energy=bool(energy)) for point in rows],
     )
     note(f"{front.target}, {front.device.chip}; {_state(front)}; * on the front")
 
@@ -151,7 +153,7 @@ def _state(front: Front) -> str:
     return f"latencies come from: {', '.join(sorted(sources))}"
 
 
-def _cells(point: FrontPoint, points: Sequence[FrontPoint]) -> list[str]:
+def _cells(point: FrontPoint, points: Sequence[FrontPoint], *, energy: bool) -> list[str]:
     latency = point.latency
     return [
         point.key,
@@ -161,10 +163,19 @@ def _cells(point: FrontPoint, points: Sequence[FrontPoint]) -> list[str]:
         _half_width(latency.ci95_ms, ".4f"),
         speed_up(point, points),
         f"{point.size_bytes / 1e6:.3f}",
+        *(_energy_cells(point) if energy else ()),
         "*" if point.on_front else "",
         point.baseline or _trained(point),
         "" if latency.source == "measured" else latency.source,
     ]
+
+
+def _energy_cells(point: FrontPoint) -> tuple[str, str]:
+    """Energy, and its half width or that nobody measured it."""
+    if point.energy is None:
+        return "", ""
+    modelled = point.energy.source == "modelled"
+    return f"{point.energy.net_mj:.4g}", "modelled" if modelled else f"± {_half_width(point.energy.ci95_mj, '.2g')}"
 
 
 def _trained(point: FrontPoint) -> str:

@@ -117,6 +117,7 @@ def _facts(run: Run, trial: Trial) -> dict[str, str]:
         }
     point = _point(run, trial)
     accuracy, latency = (point.accuracy, point.latency) if point else (outcome.accuracy, outcome.latency)
+    energy = point.energy if point else outcome.energy
     return facts | {
         f"{accuracy.metric} ({accuracy.split} split)": f"{accuracy.value:.4f}{_interval(accuracy.ci95)}",
         "latency ms": f"{latency.best_ms:.4f}{_interval(latency.ci95_ms)}",
@@ -125,6 +126,7 @@ def _facts(run: Run, trial: Trial) -> dict[str, str]:
         "vs fp32": speed_up(point, run.points()) if point else "",
         "size MB": f"{outcome.artifact.size_bytes / 1e6:.3f}",
         **({"packed MB": f"{outcome.packed_bytes / 1e6:.3f}"} if outcome.packed_bytes is not None else {}),
+        **({f"energy mJ ({energy.source})": f"{energy.net_mj:.4g}{_interval(energy.ci95_mj)}"} if energy else {}),
         "params": f"{outcome.params:,}",
         **({"zeros": f"{1 - outcome.nonzero / outcome.params:.1%} of params"} if trial.candidate.pattern else {}),
         "macs": f"{outcome.macs:,}",

@@ -22,7 +22,7 @@ from hwsearch.export.formats import format_of, place_model, shipped_program
 from hwsearch.export.manifest import FILE, Figures, Manifest, Tensor, located, write_manifest
 from hwsearch.model.sources import DIGITS, IMAGENET
 from hwsearch.store import sha256_file
-from hwsearch.types import Artifact, Device, Failure, Front, SourceModel, Success, Target, Trial
+from hwsearch.types import Artifact, Device, Failure, Front, FrontPoint, SourceModel, Success, Target, Trial
 from hwsearch.types.built import WEIGHTS
 
 SAMPLES = 8
@@ -223,8 +223,12 @@ def _figures(run: ExportableRun, trial: Trial, success: Success) -> Figures:
     """From the front, measured together and on the report split, where the trial is part of it."""
     for point in run.front.points if run.front else ():
         if point.key == trial.candidate.key:
-            return Figures(accuracy=point.accuracy, latency=point.latency, size_bytes=point.size_bytes)
-    return Figures(accuracy=success.accuracy, latency=success.latency, size_bytes=success.artifact.size_bytes)
+            return _measured(point, point.size_bytes)
+    return _measured(success, success.artifact.size_bytes)
+
+
+def _measured(found: FrontPoint | Success, size_bytes: int) -> Figures:
+    return Figures(accuracy=found.accuracy, latency=found.latency, size_bytes=size_bytes, energy=found.energy)
 
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from hwsearch.export.manifest import Figures, Manifest, Update
-from hwsearch.types import Accuracy, Latency, LayerTime
+from hwsearch.types import Accuracy, Energy, Latency, LayerTime
 
 LIVE_DATA = "python"  # what a study calls data handed over as arrays
 
@@ -111,6 +111,9 @@ def _rows(columns: Mapping[str, Figures]) -> list[str]:
         ["this model takes", "", *(f"{mine.ratio_to(other):.3f} of its time" for other in others)],
         ["size, MB", *(f"{figures.size_bytes / 1e6:.3f}" for figures in columns.values())],
     ]
+    if mine.energy is not None:
+        named = f"energy of an example beyond idle, mJ ({mine.energy.source})"
+        cells.append([named, *(_energy(figures.energy) for figures in columns.values())])
     return [f"| {' | '.join(row)} |" for row in cells]
 
 
@@ -123,6 +126,10 @@ def _accuracy(accuracy: Accuracy) -> str:
 def _latency(latency: Latency) -> str:
     low, high = latency.ci95_ms
     return f"{latency.best_ms:.4g} [{low:.4g}, {high:.4g}]"
+
+
+def _energy(energy: Energy | None) -> str:
+    return "" if energy is None else f"{energy.net_mj:.4g} [{energy.ci95_mj[0]:.4g}, {energy.ci95_mj[1]:.4g}]"
 
 
 def _where(accuracy: Accuracy) -> str:

@@ -16,6 +16,7 @@ from hwsearch.types import (
     Artifact,
     Candidate,
     Device,
+    Energy,
     Latency,
     LayerTime,
     Target,
@@ -33,6 +34,7 @@ class Figures:
     accuracy: Accuracy
     latency: Latency
     size_bytes: int
+    energy: Energy | None = None
 
     def ratio_to(self, other: Figures) -> float:
         """Latency as a multiple of the other's; through the common reference where both have one."""

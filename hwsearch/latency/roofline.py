@@ -10,6 +10,7 @@ import dataclasses
 import datetime as dt
 import hashlib
 import json
+from collections.abc import Mapping
 from math import ceil
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from hwsearch.latency.design import Drawer, reachable_axes, references
 from hwsearch.latency.files import STATED_ERROR, Manifest, write_table
 from hwsearch.latency.fit import Entry
 from hwsearch.latency.grid import extent
-from hwsearch.latency.kernels import CALL, LAYER_KINDS, Kind, Node
+from hwsearch.latency.kernels import CALL, LAYER_KINDS, Column, Kind, Node
 from hwsearch.latency.network import NetworkUnits, quantizer_rule
 from hwsearch.latency.table import IMPORTED_ERROR, LatencyTable
 from hwsearch.model.graph import Network
@@ -30,19 +31,41 @@ def roofline_us(roofline: Roofline, kind: Kind, node: Node) -> float:
     """Microseconds one unit takes: operations without weights, and conversions, only move data."""
     if kind == CALL:
         return roofline.call_us
+    macs, moved = _work(roofline, kind, node)
+    compute = macs / roofline.macs_per_us[kind.precision] if macs else 0.0
+    layer = kind.unit in LAYER_KINDS or kind.unit[0].isupper()  # conversions are part of the layer beside them
+    return (roofline.layer_us if layer else 0.0) + max(compute, moved / roofline.bytes_per_us)
+
+
+def roofline_mj(roofline: Roofline, units: Mapping[Column, float]) -> float | None:
+    """Millijoules of one example that consists of these units, so many of each; None where the rates are not known.
+
+    Every multiply-accumulate and every byte moved takes the same (Horowitz, "Computing's energy problem", 2014); what
+    the device takes when idle is not in it.
+    """
+    if not roofline.pj_per_mac:
+        return None
+    total = 0.0
+    for (kind, node), count in units.items():
+        if kind != CALL:
+            macs, moved = _work(roofline, kind, node)
+            total += count * (macs * roofline.pj_per_mac[kind.precision] if macs else 0.0)
+            total += count * moved * roofline.pj_per_byte
+    return total / 1e9
+
+
+def _work(roofline: Roofline, kind: Kind, node: Node) -> tuple[float, float]:
+    """Multiply-accumulates of a unit, channels rounded up to what the device takes at once, and bytes it moves."""
     inputs, outputs = node
     taps, positions, reached = extent(kind)
     width = PRECISIONS[kind.precision].act_bits / 8
     if kind.unit not in LAYER_KINDS:
-        started = roofline.layer_us if kind.unit[0].isupper() else 0.0  # conversions are part of the layer beside them
-        return started + positions * (inputs + outputs) * width / roofline.bytes_per_us
+        return 0.0, positions * (inputs + outputs) * width
     fan_in = 1 if kind.unit == "depthwise" else inputs
     at_once = roofline.channels_at_once
     padded = at_once * ceil(outputs / at_once) * (1 if fan_in == 1 else at_once * ceil(fan_in / at_once))
-    compute = reached * taps * padded / roofline.macs_per_us[kind.precision]
     weights = taps * fan_in * outputs * PRECISIONS[kind.precision].weight_bits / 8
-    moved = (positions * inputs + reached * outputs) * width + weights
-    return roofline.layer_us + max(compute, moved / roofline.bytes_per_us)
+    return reached * taps * padded, (positions * inputs + reached * outputs) * width + weights
 
 
 def roofline_table(network: Network, space: SearchSpace, target: Target, folder: Path) -> LatencyTable:

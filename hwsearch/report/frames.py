@@ -46,6 +46,8 @@ EVALUATION_COLUMNS = [
     "search_latency_high",
     "search_source",
     "size_bytes",
+    "energy_mj",
+    "energy_source",
     "params",
     "macs",
     "macs_ratio",
@@ -74,7 +76,8 @@ def evaluations(run: RunView) -> pd.DataFrame:
         for trial in run.trials
         if isinstance(trial.outcome, Success)
     ]
-    return with_none(pd.DataFrame(rows, columns=list(EVALUATION_COLUMNS)), "baseline")
+    frame = pd.DataFrame(rows, columns=list(EVALUATION_COLUMNS))
+    return with_none(frame.astype({"energy_mj": float}), "baseline", "energy_source")
 
 
 def failures(run: RunView) -> pd.DataFrame:
@@ -168,6 +171,7 @@ def _evaluation(
     remeasured = point is not None and final
     accuracy = point.accuracy if point else found.accuracy
     latency = point.latency if point else found.latency
+    energy = point.energy if point else found.energy
     violations = _violations(run.config.limits, point, fp32) if point and remeasured else trial.constraints
     broken = {name: amount for name, amount in violations.items() if amount > 0}
     finite = bool(np.isfinite([accuracy.value, latency.best_ms]).all())
@@ -186,6 +190,8 @@ def _evaluation(
         "search_latency_high": found.latency.ci95_ms[1],
         "search_source": found.latency.source,
         "size_bytes": found.size_bytes,
+        "energy_mj": energy.net_mj if energy else None,
+        "energy_source": energy.source if energy else None,
         "params": found.params,
         "macs": found.macs,
         "macs_ratio": found.macs / max(1, sum(layer.macs for layer in run.source.layers)),
@@ -241,6 +247,8 @@ def _violations(limits: LimitsConfig, point: FrontPoint, fp32: Accuracy | None) 
         found["latency_ms"] = point.latency.best_ms - limits.latency_ms
     if limits.size_mb is not None:
         found["size_mb"] = point.size_bytes / 1e6 - limits.size_mb
+    if limits.energy_mj is not None and point.energy is not None:
+        found["energy_mj"] = point.energy.net_mj - limits.energy_mj
     if limits.accuracy_drop_points is not None and fp32 is not None:
         loss = fp32.value - point.accuracy.value
         found["accuracy_drop_points"] = 100 * (loss if fp32.higher_is_better else -loss) - limits.accuracy_drop_points

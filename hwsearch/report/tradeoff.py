@@ -165,6 +165,8 @@ def _hover(row: pd.Series, units: Units) -> str:
         f"{row['size_bytes'] / 1e6:.3f} MB, {row['macs_ratio']:.0%} of the MACs",
         f"{row['precisions']}; {row['kept_ratio']:.0%} of channels kept",
     ]
+    if row["energy_source"]:
+        lines.append(f"{row['energy_mj']:.3g} mJ net of idle, {row['energy_source']}")
     if row["dropped"]:
         lines.append(f"dropped: {row['dropped']}")
     if row["training_minutes"]:

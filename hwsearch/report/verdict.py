@@ -60,12 +60,19 @@ def _rule(limits: LimitsConfig, units: Units) -> str:
         wanted.append(f"at most {limits.latency_ms:g} ms")
     if limits.size_mb is not None:
         wanted.append(f"at most {limits.size_mb:g} MB")
+    if limits.energy_mj is not None:
+        wanted.append(f"at most {limits.energy_mj:g} mJ")
     if limits.accuracy_drop_points is not None:
         wanted.append(f"at most {limits.accuracy_drop_points:g} points worse than fp32")
-    if limits.latency_ms is not None or limits.size_mb is not None:
+    if _limits_cost(limits):
         return f"the best {units.label} with {', '.join(wanted)}"
     keeps = f"within {100 * (1 - WORTH_SHIPPING):.0f} % of the {units.label} of fp32"
     return f"the fastest model {wanted[0] if wanted else keeps}"
+
+
+def _limits_cost(limits: LimitsConfig) -> bool:
+    """Whether something other than accuracy is limited."""
+    return any(limit is not None for limit in (limits.latency_ms, limits.size_mb, limits.energy_mj))
 
 
 def _allowed(pool: pd.DataFrame, units: Units, limits: LimitsConfig) -> pd.DataFrame:
@@ -78,7 +85,7 @@ def _allowed(pool: pd.DataFrame, units: Units, limits: LimitsConfig) -> pd.DataF
 
 
 def _best(allowed: pd.DataFrame, units: Units, limits: LimitsConfig) -> pd.Series:
-    if limits.latency_ms is None and limits.size_mb is None:
+    if not _limits_cost(limits):
         return allowed.sort_values("latency_ms").iloc[0]
     return allowed.sort_values(["accuracy", "latency_ms"], ascending=[not units.higher_is_better, True]).iloc[0]
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwsearch.backends.base import LowerRequest, RunOptions, get_backend
-from hwsearch.backends.environment import usable_core_count, usable_cores
+from hwsearch.backends.environment import usable_core_count
 from hwsearch.backends.timing import TimingPolicy
 from hwsearch.backends.worker import Worker
 from hwsearch.compress.reconstruct import Reconstructor, Settings
@@ -33,9 +33,11 @@ from hwsearch.model.data import Splits
 from hwsearch.model.divergence import Divergence
 from hwsearch.model.graph import Network
 from hwsearch.model.metric import Metric
+from hwsearch.search.energy import energy_source
 from hwsearch.search.judge import Judge, batch_size
 from hwsearch.search.latency import latency_source
 from hwsearch.search.ranges import RangeFinder
+from hwsearch.search.run_options import latency_options
 from hwsearch.search.stopwatch import Stopwatch
 from hwsearch.search.training import Trainer
 from hwsearch.store import atomic_write
@@ -44,6 +46,7 @@ from hwsearch.types import (
     Artifact,
     Candidate,
     CompressedModel,
+    Energy,
     Failure,
     Latency,
     Observation,
@@ -53,6 +56,7 @@ from hwsearch.types import (
     TensorRange,
     Trial,
 )
+from hwsearch.types.built import WEIGHTS
 
 CAMPAIGN_SLACK = 4.0
 SCREEN_IMAGES = 512  # of the search split, after which a hopeless candidate is given up
@@ -101,6 +105,7 @@ class Evaluator:
             log=self.work / "logs" / "builder.log",
         )
         self.latency = latency_source(subject.network, target, config, self.measure)
+        self._energy = energy_source(subject.network, target, config, self.work / "logs")
         self.reconstructor = Reconstructor(
             subject.network,
             subject.splits.calibrate.inputs,
@@ -180,6 +185,10 @@ class Evaluator:
         shutil.rmtree(folder)
         return outputs
 
+    def energy(self, candidate: Candidate, artifact: Artifact) -> Energy | None:
+        """What one example takes; None unless the study asks for it."""
+        return self._energy(candidate, self.located(artifact))
+
     def remember(self, trial: Trial) -> None:
         """Take a finished evaluation into account: the widest baseline becomes the reference of later measurements."""
         self.latency.remember(trial)
@@ -250,6 +259,10 @@ class Evaluator:
             )
         with watch.on("latency"):
             latency = self.latency(candidate, artifact, accuracy, baseline=baseline)
+        energy = None
+        if self.config.wants_energy:
+            with watch.on("energy"):
+                energy = self.energy(candidate, artifact)
         Path(compressed.path).unlink()
         return Success(
             accuracy=accuracy,
@@ -260,6 +273,7 @@ class Evaluator:
             nonzero=compressed.nonzero,
             macs=compressed.macs,
             packed_bytes=packed_bytes(self.located(artifact)) if self.config.space.sparsity else None,
+            energy=energy,
         )
 
     def _screened(self, artifact: Artifact, candidate: Candidate, baseline: bool) -> Accuracy:
@@ -287,6 +301,7 @@ class Evaluator:
                 candidate, lambda parameters: self._ranges(bind(network, candidate, parameters, path), candidate)
             )
         watch.seconds["recover"] = found.seconds  # of earlier processes as well
+        np.savez(self.work / "artifacts" / candidate.key / WEIGHTS, **found.parameters)  # type: ignore[arg-type]
         return bind(network, candidate, found.parameters, path), found.ranges
 
     def _stitch(self, candidate: Candidate, refit_images: int | None = None) -> CompressedModel:
@@ -375,17 +390,6 @@ class Evaluator:
     def _save(self, split: str, kind: str, array: NDArray[np.generic]) -> None:
         with atomic_write(self._array(split, kind)) as stream:
             np.save(stream, array)
-
-
-def latency_options(target: Target, float_precision: str) -> RunOptions:
-    """How latency is measured: the target's threads and batch, pinned to the machine's last cores."""
-    return RunOptions(
-        threads=target.threads,
-        batch=target.batch,
-        float_precision=float_precision,
-        options=target.options,
-        cpus=tuple(usable_cores()[-target.threads :]),
-    )
 
 
 def packed_bytes(artifact: Artifact) -> int:

@@ -38,6 +38,7 @@ def finalise(folder: Path, trials: Sequence[Trial], evaluator: Evaluator, identi
         objectives=identity.objectives,
         final=True,
         build_spreads=_spreads(latencies),
+        energies={key: evaluator.energy(candidate, artifact) for key, (artifact, candidate) in models.items()},
     )
     tied = _tied(final(latencies=latencies))
     if tied:

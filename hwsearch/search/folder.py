@@ -38,7 +38,7 @@ def _check_same(folder: Path, found: Identity, wanted: Identity) -> None:
         ("model", lambda i: (i.source.name, i.source.sha256[:12])),
         ("data", lambda i: {name: digest[:12] for name, digest in i.data.items()}),
         ("metric", lambda i: i.metric),
-        ("objectives", lambda i: i.objectives),
+        ("set of objectives", lambda i: i.objectives),
         ("device", lambda i: to_json(i.device)),
         ("target", lambda i: to_json(i.target)),
         ("space", lambda i: to_json(i.space)),

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from hwsearch.search.pareto import front_mask, hypervolume, hypervolume_gains, intervals_overlap
-from hwsearch.types import Accuracy, Device, Front, FrontPoint, Latency, Success, Trial
+from hwsearch.types import Accuracy, Device, Energy, Front, FrontPoint, Latency, Success, Trial
 
 MAX_FINALISTS = 16
 # Models that lose more than a fifth of the reference's accuracy are not worth area on the chart.
@@ -16,13 +16,18 @@ WORTH_KEEPING = 0.8
 
 
 def choose(trials: Sequence[Trial]) -> list[Trial]:
-    """Baselines and the feasible front of the search, fastest first, thinned to the `MAX_FINALISTS` that cover most."""
+    """Baselines and the feasible front of the search, fastest first, thinned to the `MAX_FINALISTS` that cover most.
+
+    Energy counts beside accuracy and latency where it was recorded.
+    """
     good = [
         (t, costs_of(t.outcome.accuracy, t.outcome.latency))
         for t in trials
         if t.feasible and isinstance(t.outcome, Success)
     ]
-    mask = front_mask([costs for _, costs in good]).tolist() if good else []
+    spent = [t.outcome.energy for t, _ in good if isinstance(t.outcome, Success)]
+    rows = [(*costs, energy.net_mj if energy else 0.0) for (_, costs), energy in zip(good, spent, strict=True)]
+    mask = front_mask(rows).tolist() if good else []
     front = [(costs, t) for (t, costs), on in zip(good, mask, strict=True) if on and t.baseline is None]
     finalists = sorted(_thinned(front), key=lambda found: found[0][1])
     baselines = [t for t in trials if t.baseline is not None and isinstance(t.outcome, Success)]
@@ -58,6 +63,7 @@ def provisional(trials: Sequence[Trial], *, target: str, device: Device, objecti
         device=device,
         objectives=objectives,
         final=False,
+        energies={key: outcome.energy for key, outcome in found.items()},
     )
 
 
@@ -71,6 +77,7 @@ def assemble(
     objectives: tuple[str, ...],
     final: bool,
     build_spreads: Mapping[str, float] | None = None,
+    energies: Mapping[str, Energy | None] | None = None,
 ) -> Front:
     """The front of the chosen trials with these numbers."""
     points = []
@@ -90,6 +97,7 @@ def assemble(
                 on_front=False,
                 build_spread=(build_spreads or {}).get(key),
                 training_minutes=trial.seconds["recover"] / 60 if "recover" in trial.seconds else None,
+                energy=(energies or {}).get(key),
             )
         )
     return judged(points, target=target, device=device, objectives=objectives, final=final)
@@ -145,7 +153,7 @@ def undominated(points: Sequence[FrontPoint]) -> set[str]:
 
     From the most accurate down, a point stays unless one that stays is at least as accurate, not slower beyond the
     noise, and better beyond the noise in something. Accuracies are compared by value, as the examples are the same;
-    latencies by their intervals.
+    latencies, and energies where they are known, by their intervals.
     """
     by_accuracy = sorted(points, key=lambda p: costs_of(p.accuracy, p.latency))
     kept: list[FrontPoint] = []
@@ -156,15 +164,26 @@ def undominated(points: Sequence[FrontPoint]) -> set[str]:
 
 
 def tied(one: FrontPoint, other: FrontPoint) -> bool:
-    """Whether two different points differ by no more than the noise, in accuracy and in latency."""
-    return one.key != other.key and not (_accuracies_differ(one, other) or _latencies_differ(one, other))
+    """Whether two different points differ by no more than the noise, in accuracy, latency and known energy."""
+    energies_differ = _takes_less(one, other) or _takes_less(other, one)
+    differ = _accuracies_differ(one, other) or _latencies_differ(one, other) or energies_differ
+    return one.key != other.key and not differ
 
 
 def _better_beyond_noise(one: FrontPoint, other: FrontPoint) -> bool:
     """Whether `one`, which is at least as accurate, leaves no reason to choose `other`."""
+    if _takes_less(other, one):
+        return False
     if _latencies_differ(one, other):
         return one.latency.best_ms < other.latency.best_ms
-    return _accuracies_differ(one, other)
+    return _accuracies_differ(one, other) or _takes_less(one, other)
+
+
+def _takes_less(one: FrontPoint, other: FrontPoint) -> bool:
+    """Whether `one` takes less energy than `other` by more than the noise; False where energy is not known."""
+    if one.energy is None or other.energy is None:
+        return False
+    return one.energy.ci95_mj[1] < other.energy.ci95_mj[0]
 
 
 def _latencies_differ(one: FrontPoint, other: FrontPoint) -> bool:

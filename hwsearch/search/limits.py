@@ -21,6 +21,8 @@ def constraints(outcome: Success | Failure, config: StudyConfig, yardstick: Accu
         found["latency_ms"] = outcome.latency.best_ms - limits.latency_ms
     if limits.size_mb is not None:
         found["size_mb"] = outcome.size_bytes / 1e6 - limits.size_mb
+    if limits.energy_mj is not None and outcome.energy is not None:
+        found["energy_mj"] = outcome.energy.net_mj - limits.energy_mj
     if limits.accuracy_drop_points is not None and yardstick is not None:
         found["accuracy_drop_points"] = drop_points(outcome.accuracy, yardstick) - limits.accuracy_drop_points
     return found

@@ -22,6 +22,7 @@ from hwsearch.model.load import load_model
 from hwsearch.model.metric import Metric, load_metric
 from hwsearch.reparam.guard import bounded, inspect
 from hwsearch.reparam.recipe import retrained
+from hwsearch.search.energy import check_energy
 from hwsearch.search.evaluate import Subject
 from hwsearch.search.once_for_all import schooled
 from hwsearch.search.run import Identity
@@ -92,7 +93,7 @@ def ready_target(name: str, config: StudyConfig) -> Target:
     """The target called `name` with the study's threads and batch; its backend is installed and works.
 
     Raises:
-        BackendUnavailableError: says what is missing and how to get it.
+        BackendUnavailableError: says what is missing and how to get it; or nothing counts the energy asked for.
     """
     target = load_target(name, threads=config.threads, batch=config.batch)
     available = get_backend(target.backend).availability()
@@ -103,6 +104,8 @@ def ready_target(name: str, config: StudyConfig) -> Target:
             f"target `{name}` is known by a latency table alone, and names none",
             hint=f"hwsearch table import CSV FOLDER --target {name} --origin TEXT; then `table: FOLDER` in its file",
         )
+    if for_target(config, target).wants_energy:
+        check_energy(target)
     return target
 
 

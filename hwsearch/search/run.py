@@ -299,6 +299,7 @@ def _row(trial: Trial) -> dict[str, Any]:
             "latency_ms": found.latency.best_ms,
             "latency_ratio": found.latency.ratio,
             "size_bytes": found.size_bytes,
+            "energy_mj": found.energy.net_mj if found.energy else None,
             "params": found.params,
             "macs": found.macs,
         }

@@ -8,6 +8,7 @@ up and its numbers are queued again.
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -29,6 +30,7 @@ NUMBERED = "numbered"
 BASELINE = "baseline"
 OWNER = "owner"
 SAME_AS = "same_as"
+OBJECTIVES = "objectives"
 
 PARSED = 4096
 """Records kept as evaluations in memory."""
@@ -57,7 +59,9 @@ def open_study(
             where=f"search.storage = {_without_password(url)}",
             hint="check the URL and that its database driver is installed",
         ) from error
-    if [d.name.lower() for d in study.directions] != directions:
+    if not study.user_attrs and not study.get_trials(deepcopy=False):
+        study.set_user_attr(OBJECTIVES, objectives)
+    if [d.name.lower() for d in study.directions] != directions or objectives_of(study) != objectives:
         raise ConfigError(
             f"study `{name}` exists with other objectives",
             where=f"objectives = {list(objectives)}",
@@ -140,6 +144,7 @@ def values(trial: Trial, objectives: tuple[str, ...]) -> list[float]:
         "accuracy": trial.outcome.accuracy.value,
         "latency": trial.outcome.latency.best_ms,
         "size": float(trial.outcome.size_bytes),
+        "energy": trial.outcome.energy.net_mj if trial.outcome.energy else math.nan,
     }
     return [known[objective] for objective in objectives]
 
@@ -153,7 +158,7 @@ def _tell(study: optuna.Study, number: int, trial: Trial) -> None:
 
 def objectives_of(study: optuna.Study) -> tuple[str, ...]:
     """The objectives the study was opened for."""
-    return ("accuracy", "latency", "size")[: len(study.directions)]
+    return tuple(study.user_attrs.get(OBJECTIVES, ("accuracy", "latency", "size")[: len(study.directions)]))
 
 
 def _handed_on(attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from pathlib import Path
 from hwsearch.backends.timing import TimingPolicy
 from hwsearch.backends.worker import START_TIMEOUT_S, Worker
 from hwsearch.errors import ConfigError
-from hwsearch.search.evaluate import CAMPAIGN_SLACK, latency_options
+from hwsearch.search.evaluate import CAMPAIGN_SLACK
 from hwsearch.search.front import judged
 from hwsearch.search.run import Run
+from hwsearch.search.run_options import latency_options
 from hwsearch.types import Front, FrontPoint, Latency
 
 TABLE = "table"

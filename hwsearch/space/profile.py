@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from hwsearch.config import LimitsConfig
 from hwsearch.config_errors import UnknownValueError, explain
@@ -66,6 +66,12 @@ class OpsProfile(Section):
     depthwise: OpProfile | None = None
     linear: OpProfile | None = None
 
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if not (self.conv or self.depthwise or self.linear):
+            raise ValueError(f"no kind of layer is given: expected {', '.join(type(self).model_fields)}")
+        return self
+
     def accepted(self) -> tuple[str, ...]:
         """Every precision some layer may have."""
         found = (op.accepts for op in (self.conv, self.depthwise, self.linear) if op is not None)
@@ -99,6 +105,8 @@ class RooflineProfile(Section):
     layer_us: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     call_us: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     channels_at_once: Count = 1
+    pj_per_mac: dict[str, Positive] = Field(default_factory=dict)
+    pj_per_byte: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
 class TargetProfile(Section):
@@ -146,9 +154,9 @@ class TargetProfile(Section):
         if info.data.get("table") is not None:
             raise ValueError("a table is given already; keep one of the two")
         accepted = info.data["ops"].accepted() if "ops" in info.data else ()
-        missing = [name for name in accepted if name not in value.macs_per_us]
-        if missing:
-            raise ValueError(f"macs_per_us lacks {', '.join(missing)}, which layers accept")
+        for rates in ("macs_per_us", "pj_per_mac") if value.pj_per_mac else ("macs_per_us",):
+            if missing := [name for name in accepted if name not in getattr(value, rates)]:
+                raise ValueError(f"{rates} lacks {', '.join(missing)}, which layers accept")
         return value
 
 

@@ -110,7 +110,7 @@ class FakeBackend:
 
 
 class FakeSession:
-    """Outputs by the ONNX reference implementation; `step` only spends time."""
+    """Outputs by the ONNX reference implementation; `step` only spends time, `seconds` of it."""
 
     def __init__(self, model: onnx.ModelProto, options: RunOptions) -> None:
         from onnx.reference import ReferenceEvaluator
@@ -120,7 +120,7 @@ class FakeSession:
         value = model.graph.input[0]
         self._name = value.name
         self._evaluator: Any = ReferenceEvaluator(model)
-        self._seconds = SECONDS_PER_CALL + sum(macs[name] * SECONDS_PER_MAC[requested[name]] for name in requested)
+        self.seconds = SECONDS_PER_CALL + sum(macs[name] * SECONDS_PER_MAC[requested[name]] for name in requested)
         self.input_shape: tuple[int, ...] = (
             options.batch,
             *(size.dim_value for size in value.type.tensor_type.shape.dim[1:]),
@@ -138,7 +138,7 @@ class FakeSession:
 
     def step(self) -> None:
         """Keep the processor busy for as long as the device would take."""
-        end = time.perf_counter() + self._seconds
+        end = time.perf_counter() + self.seconds
         while time.perf_counter() < end:
             pass
 

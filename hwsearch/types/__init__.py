@@ -11,7 +11,18 @@ from __future__ import annotations
 from hwsearch.types.built import Artifact, CompressedModel, Device, Observation, TensorRange
 from hwsearch.types.network import PRECISIONS, Branch, ChannelAxis, LayerInfo, Precision, PruneGroup, SourceModel
 from hwsearch.types.plain import SCHEMA_VERSION, from_json, to_json
-from hwsearch.types.results import Accuracy, Failure, Front, FrontPoint, Latency, LayerTime, Split, Success, Trial
+from hwsearch.types.results import (
+    Accuracy,
+    Energy,
+    Failure,
+    Front,
+    FrontPoint,
+    Latency,
+    LayerTime,
+    Split,
+    Success,
+    Trial,
+)
 from hwsearch.types.space import (
     ActivationRanges,
     Candidate,
@@ -34,6 +45,7 @@ __all__ = [
     "ChannelAxis",
     "CompressedModel",
     "Device",
+    "Energy",
     "Failure",
     "Front",
     "FrontPoint",

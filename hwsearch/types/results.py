@@ -53,6 +53,25 @@ class Latency:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Energy:
+    """What one example takes of a device.
+
+    Attributes:
+        net_mj: Beyond what the device takes when idle; of the whole chip, whoever else uses it.
+        ci95_mj: Interval of `net_mj`.
+        source: ``powercap`` or ``nvml``, the counters it was read from; ``modelled`` where it was computed.
+        total_mj: Idle included; None where nothing was measured.
+        idle_watts: What the device took while nothing ran; None where nothing was measured.
+    """
+
+    net_mj: float
+    ci95_mj: tuple[float, float]
+    source: str
+    total_mj: float | None = None
+    idle_watts: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerTime:
     """One unit the runtime executes.
 
@@ -102,6 +121,7 @@ class Success:
     Attributes:
         packed_bytes: Size of the artifact's files, each deflated; None unless the study asks for sparse weights, whose
             zeros save space in no other way.
+        energy: None unless the study asks for it.
     """
 
     kind: Literal["success"] = "success"
@@ -113,6 +133,7 @@ class Success:
     nonzero: int
     macs: int
     packed_bytes: int | None = None
+    energy: Energy | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -176,6 +197,7 @@ class FrontPoint:
         build_spread: How much longer the slower of two builds of the model took than the faster, as a fraction; None
             where building twice gives the same file.
         training_minutes: Spent on training the model; None if it was not trained.
+        energy: None unless the study asks for it.
     """
 
     key: str
@@ -190,6 +212,7 @@ class FrontPoint:
     tied_with: tuple[str, ...] = ()
     build_spread: float | None = None
     training_minutes: float | None = None
+    energy: Energy | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

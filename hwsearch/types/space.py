@@ -31,6 +31,7 @@ class Limits:
 
     latency_ms: float | None = None
     size_mb: float | None = None
+    energy_mj: float | None = None
     accuracy_drop_points: float | None = None
 
 
@@ -60,6 +61,8 @@ class Roofline:
         bytes_per_us: To and from memory, which every activation and weight crosses once per layer.
         layer_us, call_us: To start a layer, and the network.
         channels_at_once: Channels are rounded up to a multiple of it.
+        pj_per_mac: Precision -> picojoules of a multiply-accumulate; empty where energy is not known.
+        pj_per_byte: To or from memory.
     """
 
     origin: str
@@ -68,6 +71,8 @@ class Roofline:
     layer_us: float
     call_us: float
     channels_at_once: int = 1
+    pj_per_mac: dict[str, float] = dataclasses.field(default_factory=dict)
+    pj_per_byte: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,8 @@ const COLUMNS = [
     show: (row) => [row.accuracy.toFixed(units.decimals), interval(row.accuracy_low, row.accuracy_high, units.decimals)] },
   { name: "speedup", title: "× fp32", number: true, show: (row) => [row.speedup === null ? "–" : row.speedup.toFixed(2)] },
   { name: "size_mb", title: "Size (MB)", number: true, show: (row) => [row.size_mb.toFixed(3)] },
+  { name: "energy_mj", title: "Energy (mJ)", number: true,
+    show: (row) => [row.energy_mj === null ? "–" : row.energy_mj.toPrecision(3), row.energy_source === "modelled" ? " modelled" : ""] },
   { name: "macs_ratio", title: "MACs", number: true, show: (row) => [percent(row.macs_ratio)] },
   { name: "kept_ratio", title: "Channels", number: true, show: (row) => [percent(row.kept_ratio)] },
   { name: "training_minutes", title: "Trained (min)", number: true, show: (row) => [row.training_minutes ? row.training_minutes.toFixed(1) : "–"] },
@@ -18,10 +20,10 @@ const COLUMNS = [
   { name: "p99_ms", title: "p99 (ms)", number: true, show: (row) => [row.p99_ms?.toFixed(3) ?? "–"] },
   { name: "source", title: "Latency", show: (row) => [row.source] },
   { name: "split", title: "Split" },
-].filter((column) => column.name !== "training_minutes" || rows.some((row) => row.training_minutes));
+].filter((column) => !["training_minutes", "energy_mj"].includes(column.name) || rows.some((row) => row[column.name]));
 const CSV_COLUMNS = ["number", "key", "baseline", "status", "split", "latency_ms", "latency_low", "latency_high", "p99_ms",
-  "source", "accuracy", "accuracy_low", "accuracy_high", "size_mb", "macs_ratio", "kept_ratio", "training_minutes", "precisions",
-  "dropped"];
+  "source", "accuracy", "accuracy_low", "accuracy_high", "size_mb", "energy_mj", "energy_source", "macs_ratio", "kept_ratio",
+  "training_minutes", "precisions", "dropped"];
 
 const clipped = (text) => el("span", { class: "clipped", title: text }, text);
 
