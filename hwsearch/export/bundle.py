@@ -231,7 +231,6 @@ def _measured(found: FrontPoint | Success, size_bytes: int) -> Figures:
     return Figures(accuracy=found.accuracy, latency=found.latency, size_bytes=size_bytes, energy=found.energy)
 
 
-
 def _write_texts(folder: Path, run: ExportableRun, manifest: Manifest, write_report: ReportWriter | None) -> None:
     texts: Mapping[str, str] = {
         "README.md": card(manifest),
