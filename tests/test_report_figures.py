@@ -211,6 +211,7 @@ def test_an_unknown_format_is_drawn_as_not_known(run):
     trial = dataclasses.replace(run.trials[0], outcome=dataclasses.replace(run.trials[0].outcome, layers=(unit,)))
     figure = figures.layer_latency(layer_frames.layers(dataclasses.replace(run, trials=(trial,))))
     assert named(figure, "posit8").marker.color == style.UNREPORTED
+    assert {int(n) for t in figure.data if t.meta for n in t.meta["rows"]} == {trial.number}
 
 
 def test_sensitivity_map_has_every_effect_at_its_layers(run):

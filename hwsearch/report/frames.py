@@ -19,6 +19,7 @@ from hwsearch.search.pareto import hypervolume as dominated_area
 from hwsearch.types import Accuracy, Candidate, Failure, FrontPoint, Latency, SourceModel, Success, Trial
 
 ORDERS = 20  # in which random candidates are drawn, to average over
+NOWHERE = (np.inf, np.inf)  # costs of what dominates nothing
 
 EVALUATION_COLUMNS = [
     "number",
@@ -92,7 +93,8 @@ def failures(run: RunView) -> pd.DataFrame:
 
 def stages(run: RunView) -> pd.DataFrame:
     """Seconds per evaluation and stage, long form, stages in the order in which they first ran."""
-    rows = [(t.number, t.candidate.key, stage, s) for t in run.trials for stage, s in t.seconds.items()]
+    keyed = [(trial, trial.candidate.key) for trial in run.trials]
+    rows = [(trial.number, key, stage, s) for trial, key in keyed for stage, s in trial.seconds.items()]
     return pd.DataFrame(rows, columns=["number", "key", "stage", "seconds"])
 
 
@@ -104,15 +106,12 @@ def hypervolume(run: RunView) -> pd.DataFrame:
     """
     columns = ["number", "key", "baseline", "hypervolume", "improved"]
     chart = _chart(run)
-    rows: list[tuple[Any, ...]] = []
-    costs: list[tuple[float, float]] = []
-    before = 0.0
-    for trial, outcome in _successes(run) if chart else ():
-        if trial.feasible:
-            costs.append(costs_of(outcome.accuracy, outcome.latency))
-        share = _share(costs, chart)
-        rows.append((trial.number, trial.candidate.key, trial.baseline, share, share > before))
-        before = share
+    found = _successes(run) if chart else []
+    shares = _shares([costs_of(o.accuracy, o.latency) if t.feasible else NOWHERE for t, o in found], chart)
+    rows = [
+        (trial.number, trial.candidate.key, trial.baseline, share, share > before)
+        for (trial, _), before, share in zip(found, [0.0, *shares], shares, strict=False)
+    ]
     return with_none(pd.DataFrame(rows, columns=columns), "baseline")
 
 
@@ -128,10 +127,8 @@ def random_search(run: RunView) -> list[float]:
     known = [costs_of(o.accuracy, o.latency) for t, o in _successes(run) if t.baseline is not None]
     drawn = [(sign * accuracy, latency) for accuracy, latency in expected.random]
     count = max(0, len(run.trials) - len(known))
-    shares = [
-        [_share([*known, *(drawn[i] for i in order[:n])], chart) for n in range(count + 1)]
-        for order in (np.random.default_rng(seed).permutation(len(drawn)) for seed in range(ORDERS))
-    ]
+    orders = (np.random.default_rng(seed).permutation(len(drawn)) for seed in range(ORDERS))
+    shares = [[0.0, *_shares([*known, *(drawn[i] for i in order[:count])], chart)][len(known) :] for order in orders]
     means: list[float] = np.mean(shares, axis=0).tolist()
     return means
 
@@ -151,10 +148,18 @@ def _chart(run: RunView) -> tuple[float, float, float] | None:
     return (*corner, (corner[0] - best) * corner[1])
 
 
-def _share(costs: list[tuple[float, float]], chart: tuple[float, float, float] | None) -> float:
-    if chart is None or not costs or chart[2] <= 0:
-        return 0.0
-    return dominated_area(costs, chart[:2]) / chart[2]
+def _shares(costs: list[tuple[float, float]], chart: tuple[float, float, float] | None) -> list[float]:
+    """Share of the chart dominated after each of `costs`; only what no earlier point dominates changes it."""
+    if chart is None or chart[2] <= 0:
+        return [0.0] * len(costs)
+    shares, front = [0.0], []
+    for x, y in costs:
+        if any(a <= x and b <= y for a, b in front):
+            shares.append(shares[-1])
+        else:
+            front = [(a, b) for a, b in front if a < x or b < y] + [(x, y)]
+            shares.append(dominated_area(front, chart[:2]) / chart[2])
+    return shares[1:]
 
 
 def with_none(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -19,8 +21,8 @@ MAX_SLANTED = 40
 def layer_latency(layers: pd.DataFrame) -> go.Figure:
     """Share of profiled time per layer, coloured by the format that really ran, over what was requested.
 
-    Holds every evaluation; a page shows the rows of one. Time no layer owns stands in a column of its own. There is one
-    trace per pair of requested and executed format, so that no string is repeated per row.
+    Holds every evaluation; a page shows the rows of one. Time no layer owns stands in a column of its own. Rows of the
+    same words make one trace, of small numbers only: they are most of what a report holds.
     """
     figure = style.figure(
         "Time by layer, requested and executed format",
@@ -29,14 +31,16 @@ def layer_latency(layers: pd.DataFrame) -> go.Figure:
     )
     names = layers["layer"].drop_duplicates().tolist()
     position = {name: i for i, name in enumerate(names)}
-    alive = layers[~layers["dropped"].astype(bool)].assign(x=layers["layer"].map(position))
+    placed = layers.assign(x=layers["layer"].map(position))
+    gone = placed["dropped"].astype(bool)
+    alive = placed[~gone]
     own, glue = alive[alive["layer"] != UNATTRIBUTED], alive[alive["layer"] == UNATTRIBUTED]
     pairs, size = _pairs(own), max(4, min(13, 640 // max(1, len(names))))
     for requested, executed, rows in pairs:
-        figure.add_trace(_bars(rows, requested, executed))
+        figure.add_traces([_bars(timed, requested, executed, kinds) for kinds, timed in _by_kinds(rows)])
         figure.add_traces([_squares(rows, requested, executed, strip, size) for strip in HEIGHTS])
     figure.add_trace(_unattributed(glue))
-    figure.add_trace(_dropped(layers[layers["dropped"].astype(bool)].assign(x=layers["layer"].map(position))))
+    figure.add_trace(_dropped(placed[gone]))
     style.add_key(figure, {executed or "not reported": style.format_colour(executed) for _, executed, _ in pairs})
     _key_of_mismatches(figure, own)
     _lay_out(figure, names)
@@ -68,26 +72,36 @@ def _pairs(own: pd.DataFrame) -> list[tuple[str, str | None, pd.DataFrame]]:
     return [(asked, done or None, own[(own["requested"] == asked) & (ran == done)]) for asked, done in pairs]
 
 
-def _bars(rows: pd.DataFrame, requested: str, executed: str | None) -> go.Bar:
+def _by_kinds(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Timed rows by the runtime's own names for what it did."""
+    for kinds, group in rows[rows["share"].notna()].groupby("kinds"):
+        yield str(kinds), group
+
+
+def _numbers(rows: pd.DataFrame, column: str) -> np.ndarray[Any, Any]:
+    """A column as a page needs it: whole numbers small, others to seven digits."""
+    return rows[column].to_numpy(np.float32 if column in ("share", "ms") else np.int32)
+
+
+def _bars(rows: pd.DataFrame, requested: str, executed: str | None, kinds: str) -> go.Bar:
     wrong = executed is not None and executed != requested
-    timed = rows[rows["share"].notna()]
     trace = go.Bar(
-        x=timed["x"].tolist(),
-        y=timed["share"].tolist(),
+        x=_numbers(rows, "x"),
+        y=_numbers(rows, "share"),
         showlegend=False,
         marker={"color": style.format_colour(executed), "line": {"width": 2 if wrong else 0, "color": style.ALERT}},
-        customdata=timed[["ms", "kinds"]].to_numpy().tolist(),
-        hovertemplate="<b>%{x}</b>: %{y:.1%} of the profile, %{customdata[0]:.4f} ms<br>"
-        f"requested {requested}, executed {executed or 'not reported'}<br>%{{customdata[1]}}<extra></extra>",
+        customdata=_numbers(rows, "ms"),
+        hovertemplate="<b>%{x}</b>: %{y:.1%} of the profile, %{customdata:.4f} ms<br>"
+        f"requested {requested}, executed {executed or 'not reported'}<br>{kinds}<extra></extra>",
     )
-    return linked(trace, timed["number"].tolist(), ["x", "y", "customdata"])
+    return linked(trace, _numbers(rows, "number"), ["x", "y", "customdata"])
 
 
 def _unattributed(rows: pd.DataFrame) -> go.Bar:
     timed = rows[rows["share"].notna()]
     trace = go.Bar(
-        x=timed["x"].tolist(),
-        y=timed["share"].tolist(),
+        x=_numbers(timed, "x"),
+        y=_numbers(timed, "share"),
         name="belongs to no layer",
         marker={"color": "rgba(0,0,0,0)", "line": {"width": 1.5, "color": style.NEUTRAL}, "pattern": _hatching()},
         customdata=timed[["ms", "kinds"]].to_numpy().tolist(),
@@ -99,15 +113,15 @@ def _unattributed(rows: pd.DataFrame) -> go.Bar:
 
 def _dropped(rows: pd.DataFrame) -> go.Scatter:
     trace = go.Scatter(
-        x=rows["x"].tolist(),
-        y=[1.5] * len(rows),
+        x=_numbers(rows, "x"),
+        y=np.full(len(rows), 1.5, np.float32),
         yaxis="y2",
         mode="markers",
         marker={"symbol": "x-thin", "size": 8, "line": {"width": 1.5, "color": style.SEARCHED}},
         hovertemplate="%{x}: branch dropped<extra></extra>",
         showlegend=False,
     )
-    return linked(trace, rows["number"].tolist(), ["x", "y"])
+    return linked(trace, _numbers(rows, "number"), ["x", "y"])
 
 
 def _hatching() -> dict[str, Any]:
@@ -119,8 +133,8 @@ def _squares(rows: pd.DataFrame, requested: str, executed: str | None, strip: st
     name = requested if strip == "requested" else executed
     wrong = strip == "executed" and executed is not None and executed != requested
     trace = go.Scatter(
-        x=rows["x"].tolist(),
-        y=[HEIGHTS[strip]] * len(rows),
+        x=_numbers(rows, "x"),
+        y=np.full(len(rows), HEIGHTS[strip], np.int8),
         yaxis="y2",
         mode="markers",
         marker={
@@ -132,7 +146,7 @@ def _squares(rows: pd.DataFrame, requested: str, executed: str | None, strip: st
         hovertemplate=f"%{{x}}: {strip} {name or 'not reported'}<extra></extra>",
         showlegend=False,
     )
-    return linked(trace, rows["number"].tolist(), ["x", "y"])
+    return linked(trace, _numbers(rows, "number"), ["x", "y"])
 
 
 def _key_of_mismatches(figure: go.Figure, own: pd.DataFrame) -> None:

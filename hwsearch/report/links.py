@@ -20,7 +20,7 @@ def linked(trace: Any, rows: Iterable[int | None], along: Iterable[str]) -> Any:
     Raises:
         ValueError: an attribute has another length than `rows`.
     """
-    rows, along = list(rows), list(along)
+    rows, along = rows if isinstance(rows, np.ndarray) else list(rows), list(along)
     for path in along:
         if len(trace[path]) != len(rows):
             raise ValueError(f"{path} has {len(trace[path])} entries for {len(rows)} rows")
@@ -40,14 +40,14 @@ def filtered(figure: go.Figure, keep: Callable[[int], bool]) -> go.Figure:
 def _filter(trace: Any, index: list[int]) -> None:
     for path in trace.meta["along"]:
         trace[path] = [trace[path][i] for i in index]
-    trace.meta = {"rows": [trace.meta["rows"][i] for i in index], "along": trace.meta["along"]}
+    trace.meta = {"rows": [plain(trace.meta["rows"][i]) for i in index], "along": trace.meta["along"]}
 
 
 def plain(value: Any) -> Any:
     """`value` as strict JSON data: numpy scalars as numbers, six significant digits, NaN and infinities as None."""
     if isinstance(value, dict):
         return {str(name): plain(entry) for name, entry in value.items()}
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple, np.ndarray)):
         return [plain(entry) for entry in value]
     if isinstance(value, np.generic):
         return plain(value.item())

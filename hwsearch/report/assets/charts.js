@@ -15,7 +15,9 @@ function withPath(trace, path, value) {
 
 function kept(trace, keep) {
   if (!trace.meta?.rows) return trace;
-  const index = trace.meta.rows.flatMap((number, i) => (number === null || keep(number) ? [i] : []));
+  const index = [];
+  trace.meta.rows.forEach((number, i) => { if (number === null || keep(number)) index.push(i); });
+  if (index.length === trace.meta.rows.length) return trace;
   const copy = trace.meta.along.reduce((found, path) => {
     const values = pathOf(trace, path);
     return withPath(found, path, index.map((i) => values[i]));
@@ -81,7 +83,10 @@ const extras = {
   layer_formats: { layout: outlines },
   layer_channels: { layout: outlines },
 };
-const keepers = { layer_latency: (number) => number === state.chosen };
+// What decides which rows a chart keeps, and the rows themselves.
+const FILTERED = { key: () => state.limits, keep: shown };
+const keepers = { layer_latency: { key: () => state.chosen, keep: (number) => number === state.chosen } };
+const whenIdle = window.requestIdleCallback ?? ((call) => setTimeout(call, 50));
 
 class Chart {
   constructor(host) {
@@ -91,6 +96,7 @@ class Chart {
     this.plot = el("div", { class: "plot", role: "img", "aria-label": `${text}. ${subtitle?.text ?? ""}` });
     this.plot.style.minHeight = `${this.figure.layout.height}px`;
     host.append(el("h2", {}, text), el("p", { class: "sub" }, subtitle?.text ?? ""), this.plot);
+    this.keeper = keepers[this.name] ?? FILTERED;
     this.stale = true;
     this.near = false;
     new IntersectionObserver(([entry]) => {
@@ -104,13 +110,27 @@ class Chart {
     this.draw();
   }
 
+  waits() {
+    return this.stale && this.plot.offsetParent !== null;
+  }
+
+  // The same objects as long as the same rows are kept, by which Plotly sees that nothing has changed.
+  traces() {
+    const key = this.keeper.key();
+    if (key !== this.key) {
+      this.key = key;
+      this.kept = this.figure.data.map((trace) => kept(trace, this.keeper.keep));
+    }
+    return this.kept;
+  }
+
   draw(force = false) {
-    if (!this.stale || !(this.near || force) || this.plot.offsetParent === null) return;
+    if (!this.waits() || !(this.near || force)) return;
     this.stale = false;
     const extra = extras[this.name] ?? {};
-    const traces = this.figure.data.map((trace) => kept(trace, keepers[this.name] ?? shown));
     const layout = themed(this.figure.layout);
-    Plotly.react(this.plot, [...traces, ...(extra.traces?.() ?? [])], { ...layout, ...extra.layout?.(layout) }, CONFIG);
+    const traces = [...this.traces(), ...(extra.traces?.() ?? [])];
+    Plotly.react(this.plot, traces, { ...layout, ...extra.layout?.(layout) }, CONFIG);
     if (!this.listening && this.name !== "layer_latency") this.listen();
   }
 
@@ -143,6 +163,16 @@ function walk(chart) {
       toggle(state.cursor);
     } else return;
     event.preventDefault();
+  });
+}
+
+// Draws what nobody has scrolled to yet, one chart at a time, while the browser has nothing better to do.
+function drawAhead() {
+  const next = charts.find((chart) => chart.waits());
+  if (!next) return;
+  whenIdle(() => {
+    next.draw(true);
+    drawAhead();
   });
 }
 

@@ -32,3 +32,4 @@ startCompare();
 startTable();
 startCharts();
 update({});
+requestAnimationFrame(drawAhead);

@@ -1,6 +1,16 @@
 // The facts, what is filtered and selected, and who is told when that changes.
 
+const ARRAYS = { i1: Int8Array, i2: Int16Array, i4: Int32Array, f4: Float32Array, f8: Float64Array };
+
+// Long columns of numbers come as bytes in base 64.
+function unpacked(value) {
+  if (value === null || typeof value !== "object" || Array.isArray(value)) return value;
+  if (value.bdata !== undefined) return new ARRAYS[value.dtype](Uint8Array.from(atob(value.bdata), (byte) => byte.charCodeAt(0)).buffer);
+  return Object.fromEntries(Object.entries(value).map(([name, entry]) => [name, unpacked(entry)]));
+}
+
 const report = JSON.parse(document.getElementById("report-data").textContent);
+for (const figure of Object.values(report.figures)) figure.data = figure.data.map(unpacked);
 const { units } = report;
 const rows = report.evaluations;
 const byNumber = new Map(rows.map((row) => [row.number, row]));
