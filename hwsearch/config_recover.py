@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from hwsearch.config_section import Count, Positive, Section
 
@@ -36,12 +36,13 @@ class RecoverConfig(Section):
         method: Training on the original's outputs beside the labels (``distill``) or on labels alone (``finetune``).
         minutes: Of training for one target, split over the models that are trained.
         top: How many those are.
-        accuracy_drop_points: Models are trained that will probably lose no more than this in the end; None for the
-            study's own limit.
+        accuracy_drop_points: Training goes for the fastest model that loses no more than this on the search split; None
+            to go for the whole front within the study's own limit.
         qat: Whether training ends with rounding in the network; ``auto``: where rounding alone costs .3 % of the
             accuracy.
         lr: Peak learning rate; None to scale it to the damage, .004 if next to none, .02 from a tenth of the accuracy.
         weight, temperature: Of the original's outputs beside the labels, and what softens them.
+        features: Weight of the original's activations at the ends of residual stages, relative squared distance.
         batch, weight_decay, seed: Of the training.
         shift, flip: Random shifts by so many pixels, and mirroring, of images.
         once_for_all: A training run before the search; None to search with the weights as they are.
@@ -57,9 +58,16 @@ class RecoverConfig(Section):
     lr: Positive | None = None
     weight: Share = 0.9
     temperature: Positive = 4.0
+    features: Annotated[float, Field(ge=0)] = 0.0
     batch: Count = 64
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     shift: Annotated[int, Field(ge=0)] = 0
     flip: bool = False
     seed: Annotated[int, Field(ge=0)] = 0
     once_for_all: OnceForAllConfig | None = None
+
+    @model_validator(mode="after")
+    def _taught(self) -> Self:
+        if self.features and self.method == "finetune":
+            raise ValueError("`features` are the original's, and `finetune` learns from labels alone: use `distill`")
+        return self

@@ -5,31 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from training_support import stripes, tiny
 
 from hwsearch.config import DataConfig
 from hwsearch.errors import ModelError
 from hwsearch.model.data import load_splits
 from hwsearch.model.load import load_model
 from hwsearch.model.metric import TOP1
-from hwsearch.model.train import one_cycle, random_shift, train
-
-
-def tiny():
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(32, 2)
-    )
-
-
-def stripes(n=96):
-    """Images that are brighter in the upper or in the left half."""
-    rng = np.random.default_rng(0)
-    targets = rng.integers(0, 2, n)
-    images = rng.normal(size=(n, 1, 4, 4)).astype(np.float32)
-    images[targets == 0, :, :2] += 2
-    images[targets == 1, :, :, :2] += 2
-    return images, targets
+from hwsearch.model.train import _Step, one_cycle, random_shift, train
 
 
 def test_training_learns_is_repeatable_and_leaves_eval_mode():
@@ -68,6 +51,17 @@ def test_minutes():
     history = train(tiny(), *stripes(), minutes=0.01)
     assert len(history.losses) >= 1
     assert time.perf_counter() - started >= 0.6
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_step_learns_in_every_precision(precision):
+    images, targets = map(torch.from_numpy, stripes())
+    module = tiny().train()
+    descent = torch.optim.SGD(module.parameters(), lr=0.05)
+    step = _Step(module, descent, torch.nn.functional.cross_entropy, torch.device("cpu"), precision)
+    losses = [step(images, targets) for _ in range(30)]
+    assert losses[-1] < 0.7 * losses[0]
+    assert module[0].weight.dtype == torch.float32
 
 
 @pytest.mark.parametrize("duration", [{}, {"epochs": 1, "minutes": 1.0}])

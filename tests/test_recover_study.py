@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_search import write_target
 from torch import nn
 from typer.testing import CliRunner
 
@@ -29,18 +30,6 @@ from hwsearch.search.recovery import Healing, most_promising, with_recipe
 from hwsearch.search.run import Run
 from hwsearch.search.study import run_study
 from hwsearch.types import Accuracy, Artifact, Candidate, Failure, Latency, Success, Trial
-
-TARGET = """
-backend: hwsearch.testing:FakeBackend
-threads: 1
-batch: 1
-ops:
-  conv: {accepts: [fp32, int8], accelerates: [int8]}
-  linear: {accepts: [fp32, int8], accelerates: [int8]}
-mixed_float: false
-granularity: 4
-min_keep: 0.25
-"""
 
 # --------------------------------------------------------------------------- choosing
 
@@ -106,6 +95,18 @@ def test_training_may_aim_at_a_tighter_limit_than_the_search():
     assert most_promising((*BASELINES, light, lossy), None, aimed).candidate == light.candidate
 
 
+def test_an_aim_is_to_be_fastest_within_it():
+    aimed = make_study(
+        {"model": "a:b", "data": {"source": "digits"}, "target": "ort-cpu", "limits": {"accuracy_drop_points": 20}}
+        | {"recover": {"accuracy_drop_points": 1}}
+    )
+    safe, daring = trial(2, 0.895, 0.40), trial(3, 0.882, 0.30)
+    assert most_promising((*BASELINES, safe, daring), None, aimed).candidate == daring.candidate
+    assert most_promising((*BASELINES, safe, daring, trained(daring, 0.895)), None, aimed) is None
+    still_short = trained(daring, 0.883)
+    assert most_promising((*BASELINES, daring, still_short, trial(4, 0.882, 0.29)), None, study()) is not None
+
+
 def test_no_model_is_trained_twice_even_if_that_failed():
     useful, other = trial(3, 0.84, 0.30), trial(4, 0.84, 0.4)
     for failed in (False, True):
@@ -116,6 +117,14 @@ def test_no_model_is_trained_twice_even_if_that_failed():
 def test_a_trained_model_lowers_what_its_neighbours_can_add():
     useful, near = trial(3, 0.84, 0.30), trial(4, 0.84, 0.301)
     assert most_promising((*BASELINES, useful, near, trained(useful, 0.899)), None, study()) is None
+
+
+def test_a_uniform_number_format_that_loses_much_is_trained_too():
+    coarse = trial(1, 0.84, 0.3, baseline="int8")
+    found = most_promising((BASELINES[0], coarse), None, study())
+    assert found.candidate == coarse.candidate
+    assert Recipe.of(with_recipe(found, (BASELINES[0], coarse), study(), 1.0)).qat
+    assert most_promising(BASELINES, None, study()) is None
 
 
 def test_predicted_models_count_as_well():
@@ -213,15 +222,9 @@ def network():
     return module
 
 
-def write_target(folder):
-    path = folder / "fake.yaml"
-    path.write_text(TARGET)
-    return str(path)
-
-
 @pytest.fixture
 def target(tmp_path):
-    return write_target(tmp_path)
+    return str(write_target(tmp_path))
 
 
 def run_search(network, tmp_path, target, *, evaluations=4, data=DATA, **changes):
@@ -235,7 +238,7 @@ def run_search(network, tmp_path, target, *, evaluations=4, data=DATA, **changes
 def finished(network, tmp_path_factory):
     """A run that has trained its best models, and a function that starts it again."""
     folder = tmp_path_factory.mktemp("finished")
-    target = write_target(folder)
+    target = str(write_target(folder))
     return run_search(network, folder, target), lambda: run_search(network, folder, target)
 
 
@@ -360,6 +363,15 @@ def test_a_run_killed_in_training_goes_on(tmp_path, target):
     assert after[:4] == before
     assert any(is_trained(t.candidate) for t in after)
     assert not next(message for message in epochs if message.startswith("epoch")).startswith("epoch 1,")
+
+
+def test_features_are_those_of_a_teacher():
+    wanted = {"model": "a:b", "data": {"source": "digits"}, "target": "ort-cpu"}
+    with pytest.raises(ConfigError, match="use `distill`"):
+        make_study(wanted | {"recover": {"method": "finetune", "features": 1}})
+    config, lossy = make_study(wanted | {"recover": {"method": "distill", "features": 1}}), trial(3, 0.84, 0.3)
+    prospect = most_promising((*BASELINES, lossy), None, config)
+    assert Recipe.of(with_recipe(prospect, BASELINES, config, 1.0)).features == 1
 
 
 def test_training_needs_examples_outside_the_splits(network, tmp_path, target):

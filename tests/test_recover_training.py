@@ -19,13 +19,14 @@ from hwsearch.backends.onnxruntime_qdq import lower, observed_tensors
 from hwsearch.backends.rewrite import Graph
 from hwsearch.compress.distill import Teacher, objective
 from hwsearch.compress.fake_quantize import LearnedRange, Quantized, insert, remove
+from hwsearch.compress.features import Watched, stream_ends, with_features
 from hwsearch.compress.materialize import materialize
 from hwsearch.compress.reconstruct import Reconstructor
 from hwsearch.compress.recover import Recipe, Recovery, learning_rate
 from hwsearch.compress.stitch import bind, parameters_of
 from hwsearch.errors import EvaluationError, TrainingStoppedError
 from hwsearch.model.data import DataSplit
-from hwsearch.model.distill import distillation
+from hwsearch.model.distill import Taught, distillation
 from hwsearch.model.graph import trace
 from hwsearch.model.metric import TOP1
 from hwsearch.model.outputs import outputs_of
@@ -214,6 +215,21 @@ def test_training_heals_and_is_read_from_its_file_the_second_time(learned, metho
     assert again.seconds == found.seconds
     assert all(np.array_equal(again.parameters[name], array) for name, array in found.parameters.items())
     assert not [path for path in tmp_path.iterdir() if path.suffix in (".float", ".rounded")]
+
+
+def test_features_bring_activations_closer(learned, tmp_path):
+    inner = {group.name: group.channels // 2 for group in learned.source.groups if group.kind == "inner"}
+    points, images = stream_ends(learned.source, inner), torch.from_numpy(stripes(200, seed=2)[0])
+    distance = with_features(lambda *_: torch.zeros(()), 1.0, points)
+    apart = {}
+    for features in (0.0, 100.0):
+        candidate = dataclasses.replace(halved(learned, features=features), keep=inner)
+        module, scores = start(learned, candidate), itertools.count()
+        recovery(learned, tmp_path, judge=lambda _, scores=scores: next(scores)).recovered(candidate, module, refuse)
+        with torch.inference_mode():
+            outputs = Taught(Watched(module, points), Watched(learned.module, points))(images)
+            apart[features] = float(distance(outputs, torch.zeros(200)))
+    assert apart[100.0] < 0.85 * apart[0.0]
 
 
 def test_another_recipe_or_start_is_trained_anew(learned, tmp_path):

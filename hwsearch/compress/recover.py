@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from hwsearch.compress import fake_quantize
 from hwsearch.compress.distill import Teacher, objective
+from hwsearch.compress.features import Watched, stream_ends, with_features
 from hwsearch.compress.sparsify import hold_zeros
 from hwsearch.errors import EvaluationError, ModelError
 from hwsearch.model.canonical import BATCH_NORMS
@@ -31,7 +32,7 @@ from hwsearch.model.data import DataSplit
 from hwsearch.model.distill import Taught
 from hwsearch.model.graph import Network, weights_sha256
 from hwsearch.model.template import folded_parameters
-from hwsearch.model.train import random_shift, train
+from hwsearch.model.train import Loss, random_shift, train
 from hwsearch.store import atomic_write
 from hwsearch.types import Candidate, TensorRange
 
@@ -54,6 +55,7 @@ class Recipe:
         lr: Peak learning rate.
         qat: Whether training ends with rounding in the network.
         weight, temperature: Of the teacher.
+        features: Weight of its activations; see `with_features`.
         shift, flip: Augmentation of images.
     """
 
@@ -63,6 +65,7 @@ class Recipe:
     qat: bool = False
     weight: float = 0.9
     temperature: float = 4.0
+    features: float = 0.0
     batch: int = 64
     weight_decay: float = 5e-4
     shift: int = 0
@@ -170,11 +173,11 @@ class Recovery:
         before, ranges = self._judge(start), dict[str, TensorRange]()
         hold_zeros(module, candidate.pattern)
         share = 1 - ROUNDED_SHARE * recipe.qat
-        seconds, after = self._train(module, recipe, path.with_suffix(FLOAT), share=share)
+        seconds, after = self._train(module, candidate, recipe, path.with_suffix(FLOAT), share=share)
         if recipe.qat:
             learned = self._insert(module, candidate, observe(folded_parameters(module, folded)))
             gentle = dataclasses.replace(recipe, lr=ROUNDED_LR * recipe.lr)
-            more, after = self._train(module, gentle, path.with_suffix(ROUNDED), share=ROUNDED_SHARE)
+            more, after = self._train(module, candidate, gentle, path.with_suffix(ROUNDED), share=ROUNDED_SHARE)
             fake_quantize.remove(module)
             seconds, ranges = seconds + more, {name: found.interval() for name, found in learned.items()}
         parameters = folded_parameters(module, folded)
@@ -188,12 +191,13 @@ class Recovery:
         template = self._network.template.without_branches(dropped)
         return fake_quantize.insert(module, template, candidate.precision, ranges)
 
-    def _train(self, module: nn.Module, recipe: Recipe, checkpoint: Path, *, share: float) -> tuple[float, float]:
+    def _train(
+        self, module: nn.Module, candidate: Candidate, recipe: Recipe, checkpoint: Path, *, share: float
+    ) -> tuple[float, float]:
         """Train for a share of the recipe's time; seconds, and the score of the weights that were kept."""
-        taught = recipe.method == "distill"
-        loss = objective(recipe.weight, recipe.temperature, probabilities=self._probabilities)
+        trained, loss = self._lesson(module, candidate, recipe)
         history = train(
-            Taught(module, self._teacher) if taught else module,
+            trained,
             self._examples.inputs,
             self._examples.targets,
             minutes=share * recipe.minutes,
@@ -201,7 +205,7 @@ class Recovery:
             batch=recipe.batch,
             weight_decay=recipe.weight_decay,
             seed=recipe.seed,
-            loss=loss if taught else functional.cross_entropy,
+            loss=loss,
             augment=random_shift(recipe.shift, flip=recipe.flip) if recipe.shift or recipe.flip else None,
             on_epoch=self._on_epoch,
             judge=lambda: self._judge(module),
@@ -211,6 +215,17 @@ class Recovery:
         )
         assert history.best is not None
         return history.seconds, history.best
+
+    def _lesson(self, module: nn.Module, candidate: Candidate, recipe: Recipe) -> tuple[nn.Module, Loss]:
+        """`module` as it is trained, with its teacher if it has one, and the loss of what that returns."""
+        if recipe.method == "finetune":
+            return module, functional.cross_entropy
+        loss = objective(recipe.weight, recipe.temperature, probabilities=self._probabilities)
+        if not recipe.features:
+            return Taught(module, self._teacher), loss
+        points = stream_ends(self._network.source, candidate.keep)
+        teacher = Teacher(Watched(self._network.module, points))
+        return Taught(Watched(module, points), teacher), with_features(loss, recipe.features, points)
 
     def _key(self, candidate: Candidate, start: nn.Module) -> str:
         """Of all that determines the result."""

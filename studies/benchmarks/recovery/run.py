@@ -1,4 +1,4 @@
-"""Distillation against plain fine-tuning at equal time: two compressed forms of CIFAR-10 ResNet-20, several seeds.
+"""Ways of training at equal time: two compressed forms of CIFAR-10 ResNet-20, several seeds.
 
     HWSEARCH_DATA=... OMP_NUM_THREADS=1 python studies/benchmarks/recovery/run.py --minutes 2 --seeds 0 1 2
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import itertools
 import tempfile
 import time
 from pathlib import Path
@@ -30,7 +31,7 @@ from hwsearch.search.prepare import load_subject
 from hwsearch.types import Candidate
 
 STUDY = Path(__file__).parents[2] / "cifar10-resnet20" / "study.yaml"
-COLUMNS = ("model", "method", "seed", "minutes", "lr", "before", "search", "report")
+COLUMNS = ("model", "method", "features", "seed", "minutes", "lr", "before", "search", "report")
 
 
 def candidates(network: Network) -> dict[str, Candidate]:
@@ -45,8 +46,8 @@ def candidates(network: Network) -> dict[str, Candidate]:
     }
 
 
-def trained(subject: Subject, candidate: Candidate, method: str, seed: int, minutes: float, lr: float | None) -> dict:
-    """One row of the table."""
+def trained(subject: Subject, candidate: Candidate, recipe: Recipe) -> dict:
+    """What one training makes of a candidate; a learning rate of 0 is scaled to the damage."""
     network, splits, metric = subject.network, subject.splits, subject.metric
     calibration = splits.calibrate.inputs
     reconstructor = Reconstructor(network, calibration)
@@ -58,8 +59,7 @@ def trained(subject: Subject, candidate: Candidate, method: str, seed: int, minu
         return metric(outputs_of(module, data.inputs, batch=128), data.targets)
 
     before, original = score(module, "search"), score(network.module, "search")
-    rate = lr or learning_rate((original - before) / original)
-    recipe = Recipe(method=method, minutes=minutes, lr=rate, shift=4, flip=True, seed=seed)
+    recipe = dataclasses.replace(recipe, lr=recipe.lr or learning_rate((original - before) / original))
     with tempfile.TemporaryDirectory() as folder:
         recovery = Recovery(
             network, splits.train, judge=lambda m: score(m, "search"), probabilities=True, folder=Path(folder),
@@ -71,8 +71,8 @@ def trained(subject: Subject, candidate: Candidate, method: str, seed: int, minu
             ).after
         except EvaluationError:
             after = before  # gained nothing
-    numbers = {"lr": round(rate, 4), "before": before, "search": after, "report": round(score(module, "report"), 4)}
-    return {"method": method, "seed": seed, "minutes": minutes, **numbers}
+    report = round(score(module, "report"), 4)
+    return dataclasses.asdict(recipe) | {"lr": round(recipe.lr, 4), "before": before, "search": after, "report": report}
 
 
 def main() -> None:
@@ -80,28 +80,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=2.0, help="of CPU time for each training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--lr", type=float, help="peak learning rate; scaled to the damage by default")
+    parser.add_argument("--lr", type=float, default=0.0, help="peak learning rate; scaled to the damage by default")
     parser.add_argument("--models", nargs="+", default=["half", "dropped"])
     parser.add_argument("--methods", nargs="+", default=["distill", "finetune"])
+    parser.add_argument("--features", type=float, nargs="+", default=[0.0], help="weights of activations, for distill")
     parser.add_argument("--out", type=Path, help="CSV file to append to")
     options = parser.parse_args()
     torch.set_num_threads(1)
     subject = load_subject(load_study(STUDY))
     known = candidates(subject.network)
-    for model in options.models:
-        for seed in options.seeds:
-            for method in options.methods:
-                row = trained(subject, known[model], method, seed, options.minutes, options.lr)
-                row = {"model": model, **row}
-                print(*(f"{name}={row[name]}" for name in COLUMNS), flush=True)
-                if options.out:
-                    _append(options.out, row)
+    ways = [(m, features) for m in options.methods for features in (options.features if m == "distill" else [0.0])]
+    for model, seed, (method, features) in itertools.product(options.models, options.seeds, ways):
+        recipe = Recipe(
+            method=method, features=features, minutes=options.minutes, lr=options.lr, seed=seed, shift=4, flip=True
+        )
+        row = {"model": model} | trained(subject, known[model], recipe)
+        print(*(f"{name}={row[name]}" for name in COLUMNS), flush=True)
+        if options.out:
+            _append(options.out, row)
 
 
 def _append(path: Path, row: dict) -> None:
     new = not path.exists()
     with path.open("a", newline="") as stream:
-        writer = csv.DictWriter(stream, COLUMNS)
+        writer = csv.DictWriter(stream, COLUMNS, extrasaction="ignore")
         if new:
             writer.writeheader()
         writer.writerow(row)
