@@ -104,6 +104,8 @@ def test_the_command_line_says_null(tmp_path, capsys):
     onnx.save(plain(), path)
     assert main(["benchmark", str(path), "--energy", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["energy"] == {"model.onnx": None}
+    assert main(["doctor", "--seconds", "0"]) == 0
+    assert "none that may be read" in capsys.readouterr().out
 
 
 # --------------------------------------------------------------------------- in a search

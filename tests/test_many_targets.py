@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hwsearch.cli.main import main
-from hwsearch.search.comparison import best_within, row_of, runs_in
+from hwsearch.search.comparison import best_within, remarks, row_of, runs_in
 from hwsearch.search.legal import legality
 from hwsearch.search.run import Run
 
@@ -83,7 +83,7 @@ def test_each_target_gets_a_bundle_that_is_legal_there_and_a_page_compares_them(
         assert (facts["cpu_ms"] is None) == (run.target.backend == "table")
     page = (folder / "runs" / "small" / "targets.html").read_text()
     assert all(name in page for name in NAMES)
-    assert "npu-4bit: latency is modelled, not measured." in page
+    assert "npu-4bit: latency is modelled, not measured" in page
 
 
 def test_targets_share_what_is_the_same_for_all(folder):
@@ -108,6 +108,8 @@ def test_the_comparison_takes_the_fastest_model_within_the_drop(folder, capsys):
         row = next(row for row in found["targets"] if row["target"] == run.target.name)
         assert row["latency_ms"] == min(p.latency.best_ms for p in run.points() if p.on_front)
     strict = row_of(run, best_within(run, -100.0))
+    early = remarks([dataclasses.replace(strict, split="search")])
+    assert early == ["ort-cpu-edge: accuracy is of the search split, since the search is not over"]
     assert (strict.key, strict.ratio, strict.drop_points) == (run.trials[0].candidate.key, 1.0, 0.0)
 
 

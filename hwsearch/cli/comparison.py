@@ -67,13 +67,13 @@ def rerank(run: RunPath, *, to: To, target: TargetName = None) -> None:
 
 def print_rows(rows: Sequence[Row]) -> None:
     """Print one line per target."""
+    from hwsearch.search.comparison import remarks
+
     print_table(
         ["target", "key", "fp32 ms", "ms", "vs fp32", rows[0].metric, "lost", "MB", "MACs gone", "ran in", "legal"],
         [_cells(row) for row in rows],
     )
-    sources = {row.target: row.latency_source for row in rows if row.latency_source != "measured"}
-    note("\n".join(f"{target}: latency is {source}, not measured" for target, source in sources.items()))
-    note("\n".join(f"{row.target}: {problem}" for row in rows for problem in row.legality.problems))
+    note("\n".join(remarks(rows)))
 
 
 def _cells(row: Row) -> list[str]:

@@ -117,7 +117,7 @@ def _print(found: Sequence[Compressed], bundles: Sequence[Path]) -> None:
     print_rows([model.row for model in found])
     for model, bundle in zip(found, bundles, strict=True):
         print_text(f"\n{bundle}")
-        costs = "" if model.cpu_ms is None else f"; processor time {model.cpu_ms[0]:.4f} -> {model.cpu_ms[1]:.4f} ms"
+        costs = "" if model.cpu_ms is None else "; processor time {:.4f} -> {:.4f} ms per example".format(*model.cpu_ms)
         gone = f"{model.sparsity.goal:.1%} of the {model.sparsity.metric} gone"
-        print_text(f"  activations by {model.ranges}; {gone}{costs} per example")
+        print_text(f"  activations by {model.ranges}; {gone}{costs}")
         note("\n".join(f"  not met: {problem}" for problem in model.unmet))

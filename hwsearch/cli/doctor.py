@@ -12,6 +12,7 @@ import typer
 from hwsearch import __version__
 from hwsearch.backends.base import Backend, RunOptions, backend_names, get_backend
 from hwsearch.backends.device import chip_isa, chip_name
+from hwsearch.backends.energy import Powercap
 from hwsearch.backends.environment import probe_noise, read_environment
 from hwsearch.cli.output import flags, next_step, note, print_facts, print_json, print_table, print_text
 from hwsearch.cli.verb import verb
@@ -110,6 +111,7 @@ def _machine() -> dict[str, Any]:
         "isa": list(chip_isa()),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cores": psutil.cpu_count(logical=False),
+        "energy_counters": "powercap" if Powercap.find() else "none that may be read",
         "memory_bytes": memory.total,
         "memory_free_bytes": memory.available,
         **settings,

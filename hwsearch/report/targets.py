@@ -13,11 +13,13 @@ from plotly.offline import get_plotlyjs
 
 from hwsearch.report import figures, frames, style
 from hwsearch.report.view import RunView, Units, units
-from hwsearch.search.comparison import Row
+from hwsearch.search.comparison import Row, remarks
 from hwsearch.store import atomic_write
 
 COLOURS = ("#3f6fb5", "#129a8c", "#d6456b", "#97739c", "#c98a1b", "#7b8794")
 HEADERS = ("target", "model", "fp32", "latency", "of fp32", "accuracy", "lost", "size", "MACs gone", "ran in", "legal")
+
+CONFIG = {"displaylogo": False, "modeBarButtons": [["zoom2d", "pan2d", "resetScale2d", "toImage"]]}
 
 Result = tuple[RunView, Row]
 """A run and the model chosen of it."""
@@ -44,7 +46,7 @@ def render(results: Sequence[Result]) -> str:
         plotly=get_plotlyjs(),
         headers="".join(f"<th>{name}</th>" for name in HEADERS),
         rows="\n".join(_cells(row, shown) for _, row in results),
-        notes="".join(f"<p class='hint'>{escape(text)}</p>" for text in _notes(results)),
+        notes="".join(f"<p class='hint'>{escape(text)}</p>" for text in remarks(row for _, row in results)),
         charts="\n".join(f'<section class="panel">{_embedded(chart)}</section>' for chart in charts),
     )
 
@@ -52,7 +54,10 @@ def render(results: Sequence[Result]) -> str:
 def fronts(results: Sequence[Result], shown: Units) -> go.Figure:
     """The front of every target, with a ring around the chosen model; latencies that nobody measured are dotted."""
     figure = style.figure(
-        "All targets", "Latency as a multiple of fp32 on the same target; dotted lines are computed, not measured.", 420
+        "All targets",
+        "The front of each, latency as a multiple of fp32 on the same target. A ring marks the model of the table; "
+        "dotted lines are computed, not measured.",
+        420,
     )
     for colour, (run, row) in zip(COLOURS * len(results), results, strict=False):
         points = [p for p in run.front.points if p.on_front] if run.front else []
@@ -62,16 +67,17 @@ def fronts(results: Sequence[Result], shown: Units) -> go.Figure:
             y=[shown.factor * p.accuracy.value for p in points],
             text=[f"{row.target} {p.key}: {p.latency.best_ms:.4f} ms" for p in points],
             mode="lines+markers",
-            line={"color": colour, "dash": "solid" if measured else "dot", "width": 1.5},
+            line={"color": colour, "dash": "solid" if measured else "dot", "width": 1.5, "shape": "hv"},
             name=row.target,
             legendgroup=row.target,
         )
         figure.add_scatter(
             x=[row.ratio],
             y=[shown.factor * row.accuracy],
+            text=[f"{row.target} {row.key}: {row.latency_ms:.4f} ms"],
             mode="markers",
-            marker={"symbol": "circle-open", "size": 16, "color": colour, "line": {"width": 2.5}},
-            hoverinfo="skip",
+            marker={"symbol": "circle-open-dot", "size": 16, "color": colour, "line": {"width": 2.5}},
+            name=row.target,
             showlegend=False,
             legendgroup=row.target,
         )
@@ -86,8 +92,11 @@ def _own_chart(run: RunView) -> go.Figure:
 
 
 def _embedded(figure: go.Figure) -> str:
-    html: str = style.themed(figure, "light").to_html(full_html=False, include_plotlyjs=False)
-    return html
+    """The figure below its title, which the page sets as text."""
+    title = figure.layout.title
+    bare = style.themed(figure, "light").update_layout(title=None)
+    html: str = bare.to_html(full_html=False, include_plotlyjs=False, config=CONFIG)
+    return f"<h2>{title.text}</h2><p class='sub'>{title.subtitle.text}</p>{html}"
 
 
 def _cells(row: Row, shown: Units) -> str:
@@ -106,13 +115,6 @@ def _cells(row: Row, shown: Units) -> str:
         "no" if legal.problems else "yes" if legal.complete else "as far as read back",
     )
     return f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
-
-
-def _notes(results: Sequence[Result]) -> list[str]:
-    """What keeps rows from being compared, and what is not legal."""
-    sources = {row.target: row.latency_source for _, row in results if row.latency_source != "measured"}
-    notes = [f"{target}: latency is {source}, not measured." for target, source in sources.items()]
-    return notes + [f"{row.target}: {problem}" for _, row in results for problem in row.legality.problems]
 
 
 def _asset(name: str) -> str:

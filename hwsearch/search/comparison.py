@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,6 +95,20 @@ def row(run: Run, key: str, figures: Figures, original: Figures) -> Row:
         sparsity=sparsity_of(trial.candidate, run.source, "macs"),
         legality=legality(run, trial),
     )
+
+
+def remarks(rows: Iterable[Row]) -> list[str]:
+    """What keeps rows from being compared, and what is not legal, one line each."""
+    return [line for row in rows for line in _remarks(row)]
+
+
+def _remarks(row: Row) -> Iterator[str]:
+    if row.latency_source != "measured":
+        yield f"{row.target}: latency is {row.latency_source}, not measured"
+    if row.split != "report":
+        yield f"{row.target}: accuracy is of the {row.split} split, since the search is not over"
+    for problem in row.legality.problems:
+        yield f"{row.target}: {problem}"
 
 
 def _figures(point: FrontPoint) -> Figures:
