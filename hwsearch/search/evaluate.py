@@ -8,20 +8,18 @@ pinned one for each latency campaign. What they cannot do becomes an `Evaluation
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hwsearch.backends.base import LowerRequest, RunOptions, get_backend
-from hwsearch.backends.environment import usable_core_count
+from hwsearch.backends.base import RunOptions
 from hwsearch.backends.timing import TimingPolicy
 from hwsearch.backends.worker import Worker
 from hwsearch.compress.reconstruct import Reconstructor, Settings
@@ -33,14 +31,13 @@ from hwsearch.model.data import Splits
 from hwsearch.model.divergence import Divergence
 from hwsearch.model.graph import Network
 from hwsearch.model.metric import Metric
+from hwsearch.search.builder import Builder
 from hwsearch.search.energy import energy_source
-from hwsearch.search.judge import Judge, batch_size
+from hwsearch.search.judge import Judge
 from hwsearch.search.latency import latency_source
-from hwsearch.search.ranges import RangeFinder
 from hwsearch.search.run_options import latency_options
 from hwsearch.search.stopwatch import Stopwatch
 from hwsearch.search.training import Trainer
-from hwsearch.store import atomic_write
 from hwsearch.types import (
     Accuracy,
     Artifact,
@@ -49,7 +46,6 @@ from hwsearch.types import (
     Energy,
     Failure,
     Latency,
-    Observation,
     Split,
     Success,
     Target,
@@ -98,12 +94,7 @@ class Evaluator:
         self.subject, self.target, self.config, self.folder = subject, target, config, folder
         self.work = folder / "work"
         self.reference: tuple[Artifact, RunOptions] | None = None
-        self._builder = Worker(
-            target.backend,
-            RunOptions(threads=usable_core_count()),
-            memory_bytes=self._memory_bytes,
-            log=self.work / "logs" / "builder.log",
-        )
+        self._builder = Builder(subject.splits, target, config, folder)
         self.latency = latency_source(subject.network, target, config, self.measure)
         self._energy = energy_source(subject.network, target, config, self.work / "logs")
         self.reconstructor = Reconstructor(
@@ -117,10 +108,6 @@ class Evaluator:
             subject.network, subject.splits, subject.metric, config, self.reconstructor, self.judge,
             self.work / "trained", stop=stop, on_epoch=on_epoch,
         )  # fmt: skip
-        self._ranges = RangeFinder(get_backend(target.backend), self._observed, config.quantize.ranges)
-        for split in (subject.splits.calibrate, subject.splits.search, subject.splits.report):
-            self._save(split.name, "inputs", split.inputs)
-            self._save(split.name, "targets", split.targets)
 
     def __enter__(self) -> Self:
         self._builder.__enter__()
@@ -152,7 +139,7 @@ class Evaluator:
 
     def accuracy(self, artifact: Artifact, candidate: Candidate, split: Split) -> Accuracy:
         """The study's metric of a built artifact on one split, computed from the backend's own outputs."""
-        return self.judge.accuracy(self._outputs(artifact, candidate, split), split)
+        return self.judge.accuracy(self._builder.outputs(artifact, candidate, split), split)
 
     def divergence(self, candidate: Candidate, images: int) -> Divergence:
         """How far a candidate's outputs are from the original's on the first `images` examples of the search split.
@@ -174,14 +161,9 @@ class Evaluator:
 
     def _tried(self, candidate: Candidate, images: int, refit_images: int | None) -> NDArray[np.float32]:
         """Outputs of a candidate on the first examples of the search split."""
-        inputs = self.subject.splits.search.inputs[:images]
-        name = "search" if len(inputs) == len(self.subject.splits.search) else f"search{len(inputs)}"
-        if not self._array(name, "inputs").exists():
-            self._save(name, "inputs", inputs)
         folder = self.work / "probe"
-        compressed = self._stitch(candidate, refit_images)
-        artifact = self._build(compressed, candidate, folder)
-        outputs = self._outputs(artifact, candidate, name)
+        artifact = self._builder.build(self._stitch(candidate, refit_images), candidate, folder)
+        outputs = self._builder.outputs(artifact, candidate, "search", 0, images)
         shutil.rmtree(folder)
         return outputs
 
@@ -221,25 +203,12 @@ class Evaluator:
 
     def rebuilt(self, artifact: Artifact, candidate: Candidate) -> tuple[Artifact, Candidate] | None:
         """The model built once more, where builds of one model can differ, as engines do; None elsewhere."""
-        source = next((file for file in artifact.files if file.endswith(".onnx")), None)
-        if artifact.portable or source is None:
-            return None
-        second = self._builder.build(
-            self.folder / source,
-            LowerRequest(precision={}),
-            self.work / "second" / candidate.key,
-            options=self.run_options(candidate.float_precision),
-            timeout_s=self._timeout,
-        )
-        return self._relative(second), candidate
+        second = self._builder.rebuilt(artifact, candidate)
+        return None if second is None else (second, candidate)
 
     def located(self, artifact: Artifact) -> Artifact:
         """The artifact with paths that can be opened; records hold them relative to the run folder."""
-        return dataclasses.replace(
-            artifact,
-            path=str(self.folder / artifact.path),
-            files=tuple(str(self.folder / file) for file in artifact.files),
-        )
+        return self._builder.located(artifact)
 
     def _evaluate(self, candidate: Candidate, watch: Stopwatch, baseline: bool) -> Success:
         folder = self.work / "artifacts" / candidate.key
@@ -247,16 +216,11 @@ class Evaluator:
         folder.mkdir(parents=True)
         compressed, learned = self._compressed(candidate, watch)
         with watch.on("build"):
-            artifact = self._build(compressed, candidate, folder, learned)
+            artifact = self._builder.build(compressed, candidate, folder, learned)
         with watch.on("accuracy"):
             accuracy = self._screened(artifact, candidate, baseline)
         with watch.on("inspect"):
-            layers = self._builder.inspect(
-                self.located(artifact),
-                compressed.precision,
-                options=self.run_options(candidate.float_precision),
-                timeout_s=self._timeout,
-            )
+            layers = self._builder.layers(artifact, candidate, compressed.precision)
         with watch.on("latency"):
             latency = self.latency(candidate, artifact, accuracy, baseline=baseline)
         energy = None
@@ -281,14 +245,12 @@ class Evaluator:
         inputs = self.subject.splits.search.inputs
         if baseline or is_trained(candidate) or len(inputs) < 2 * SCREEN_IMAGES:
             return self.accuracy(artifact, candidate, "search")
-        for name, part in (("screen", inputs[:SCREEN_IMAGES]), ("rest", inputs[SCREEN_IMAGES:])):
-            if not self._array(name, "inputs").exists():
-                self._save(name, "inputs", part)
-        outputs = self._outputs(artifact, candidate, "screen")
+        outputs = self._builder.outputs(artifact, candidate, "search", 0, SCREEN_IMAGES)
         first = self.judge.accuracy(outputs, "search")
         if self.latency.rules_out(candidate, first):
             return first
-        return self.judge.accuracy(np.concatenate([outputs, self._outputs(artifact, candidate, "rest")]), "search")
+        rest = self._builder.outputs(artifact, candidate, "search", SCREEN_IMAGES)
+        return self.judge.accuracy(np.concatenate([outputs, rest]), "search")
 
     def _compressed(self, candidate: Candidate, watch: Stopwatch) -> tuple[CompressedModel, Mapping[str, TensorRange]]:
         """The candidate with its weights, and ranges that were learned with them."""
@@ -298,7 +260,8 @@ class Evaluator:
         network, path = self.subject.network, self.work / "float.onnx"
         with watch.on("recover"):
             found = self.trainer.recovered(
-                candidate, lambda parameters: self._ranges(bind(network, candidate, parameters, path), candidate)
+                candidate,
+                lambda parameters: self._builder.ranges(bind(network, candidate, parameters, path), candidate),
             )
         watch.seconds["recover"] = found.seconds  # of earlier processes as well
         np.savez(self.work / "artifacts" / candidate.key / WEIGHTS, **found.parameters)  # type: ignore[arg-type]
@@ -315,67 +278,6 @@ class Evaluator:
             refit_images=refit_images,
         )
 
-    def _build(
-        self,
-        compressed: CompressedModel,
-        candidate: Candidate,
-        folder: Path,
-        learned: Mapping[str, TensorRange] = MappingProxyType({}),
-    ) -> Artifact:
-        ranges = {**self._ranges(compressed, candidate), **learned}
-        request = LowerRequest(precision=compressed.precision, ranges=ranges)
-        artifact = self._builder.build(
-            Path(compressed.path),
-            request,
-            folder,
-            options=self.run_options(candidate.float_precision),
-            timeout_s=self._timeout,
-        )
-        return self._relative(artifact)
-
-    def _relative(self, artifact: Artifact) -> Artifact:
-        """The artifact as records hold it, with paths relative to the run folder."""
-        return dataclasses.replace(
-            artifact,
-            path=_relative(artifact.path, self.folder),
-            files=tuple(_relative(file, self.folder) for file in artifact.files),
-        )
-
-    def _observed(self, path: Path, tensors: Sequence[str], bins: int) -> dict[str, Observation]:
-        return self._builder.observe(path, tensors, self._calibration(), bins=bins, timeout_s=self._timeout)
-
-    def _calibration(self) -> Path:
-        """What activations are observed on: the calibration split, or as many of its images as the target asks for."""
-        inputs, asked = self.subject.splits.calibrate.inputs, self.target.ranges
-        if asked is None or asked.images >= len(inputs):
-            return self._array("calibrate", "inputs")
-        name = f"calibrate{asked.images}"
-        if not self._array(name, "inputs").exists():
-            self._save(name, "inputs", inputs[: asked.images])
-        return self._array(name, "inputs")
-
-    def _outputs(self, artifact: Artifact, candidate: Candidate, inputs: str) -> NDArray[np.float32]:
-        """What a built artifact answers to the saved inputs of that name."""
-        path, examples = self.work / "outputs.npy", self._array(inputs, "inputs")
-        self._builder.predict(
-            self.located(artifact),
-            examples,
-            path,
-            batch=batch_size(np.load(examples, mmap_mode="r")),
-            options=self._fast_options(candidate),
-            timeout_s=self._timeout,
-        )
-        outputs: NDArray[np.float32] = np.load(path)
-        if not np.isfinite(outputs).all():
-            raise EvaluationError("the built model returns NaN or infinity", stage="accuracy", kind="invalid")
-        return outputs
-
-    def _fast_options(self, candidate: Candidate) -> RunOptions:
-        """For accuracy: all cores, since the outputs do not depend on how many compute them."""
-        return RunOptions(
-            threads=usable_core_count(), float_precision=candidate.float_precision, options=self.target.options
-        )
-
     @property
     def _timeout(self) -> float:
         return self.config.search.timeout_s
@@ -384,18 +286,7 @@ class Evaluator:
     def _memory_bytes(self) -> int:
         return self.config.search.memory_mb * 2**20
 
-    def _array(self, split: str, kind: str) -> Path:
-        return self.work / f"{split}.{kind}.npy"
-
-    def _save(self, split: str, kind: str, array: NDArray[np.generic]) -> None:
-        with atomic_write(self._array(split, kind)) as stream:
-            np.save(stream, array)
-
 
 def packed_bytes(artifact: Artifact) -> int:
     """Size of an artifact's files, each deflated as a zip file or an application package holds it."""
     return sum(len(zlib.compress(Path(file).read_bytes())) for file in artifact.files)
-
-
-def _relative(path: str, folder: Path) -> str:
-    return Path(path).resolve().relative_to(folder.resolve()).as_posix()
