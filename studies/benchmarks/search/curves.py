@@ -17,12 +17,18 @@ AT = (5, 10, 20, 50, 100)  # evaluations
 Points = list[tuple[float, float] | None]
 
 
-def report(folder: Path) -> None:
-    """Write curves.csv, curves.html and summary.md: hypervolume relative to the front of everything evaluated."""
-    runs = {path.stem: _points(path) for path in sorted(folder.glob("*-*.json"))}
-    widest = next(iter(runs.values()))[0]
-    assert widest is not None
-    corner = (widest[0] + (1 - WORTH_KEEPING) * abs(widest[0]), widest[1])
+def report(folder: Path, faster_than: str = "fp32") -> None:
+    """Write curves.csv, curves.html and summary.md: hypervolume relative to the front of everything evaluated.
+
+    Only models count that are faster than the baseline `faster_than` and keep enough of the original's accuracy.
+    """
+    trials = {path.stem: _trials(path) for path in sorted(folder.glob("*-*.json"))}
+    runs = {name: [_costs(trial) for trial in of_run] for name, of_run in trials.items()}
+    baselines = {trial.baseline: _costs(trial) for of_run in trials.values() for trial in of_run if trial.baseline}
+    original, slowest = baselines["fp32"], baselines[faster_than]
+    assert original is not None
+    assert slowest is not None
+    corner = (original[0] + (1 - WORTH_KEEPING) * abs(original[0]), slowest[1])
     best = hypervolume([p for points in runs.values() for p in points if p], corner)
     curves = pd.DataFrame(
         [
@@ -38,11 +44,14 @@ def report(folder: Path) -> None:
     print(summary)
 
 
-def _points(path: Path) -> Points:
-    """Costs of each evaluation in order; None for a failure."""
-    trials = [from_json(Trial, entry) for entry in json.loads(path.read_text())]
-    outcomes = (trial.outcome for trial in trials)
-    return [costs_of(o.accuracy, o.latency) if isinstance(o, Success) else None for o in outcomes]
+def _trials(path: Path) -> list[Trial]:
+    return [from_json(Trial, entry) for entry in json.loads(path.read_text())]
+
+
+def _costs(trial: Trial) -> tuple[float, float] | None:
+    """Of an evaluation; None for a failure."""
+    outcome = trial.outcome
+    return costs_of(outcome.accuracy, outcome.latency) if isinstance(outcome, Success) else None
 
 
 def _curve(points: Points, corner: tuple[float, float], best: float) -> list[float]:
