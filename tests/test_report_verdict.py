@@ -43,6 +43,14 @@ def test_the_fastest_model_that_keeps_99_percent_is_shipped():
     )
 
 
+def test_who_may_lose_little_is_told_the_fastest_that_keeps_99_percent():
+    careful = model("ccc", 0.300, 0.912)
+    found = judge(FP32, INT8, careful, model("ddd", 0.100, 0.88), accuracy_drop_points=5)
+    assert found.key == "ddd"
+    assert "The fastest within 1 % of fp32: ccc, 0.300 ms at 91.20 %." in found.reason
+    assert "within 1 %" not in judge(FP32, INT8, careful, accuracy_drop_points=1).reason
+
+
 def test_nothing_beats_int8_when_the_gain_is_within_the_noise():
     found = judge(FP32, INT8, model("ccc", 0.358, 0.914))
     assert found.key == "bbb"

@@ -51,7 +51,8 @@ def verdict(evaluations: pd.DataFrame, units: Units, limits: LimitsConfig) -> Ve
     unbeaten = rival is not None and (rival["key"] == best["key"] or not _beats(best, rival, units))
     best = rival if unbeaten and rival is not None else best
     headline = _headline(best, pool, units, unbeaten=unbeaten)
-    return Verdict(headline=headline, reason=f"Rule: {rule}. {basis}", key=str(best["key"]))
+    reason = f"Rule: {rule}. {_more_careful(best, pool, units)}{basis}"
+    return Verdict(headline=headline, reason=reason, key=str(best["key"]))
 
 
 def _rule(limits: LimitsConfig, units: Units) -> str:
@@ -121,8 +122,21 @@ def _headline(best: pd.Series, pool: pd.DataFrame, units: Units, *, unbeaten: bo
     text = ", ".join(part for part in parts if part)
     if unbeaten:
         return f"Nothing beats uniform {best['baseline']}: {text}."
-    name = f"uniform {best['baseline']}" if best["baseline"] else str(best["key"])
-    return f"Ship {name}: {text}."
+    return f"Ship {_name(best)}: {text}."
+
+
+def _more_careful(best: pd.Series, pool: pd.DataFrame, units: Units) -> str:
+    """What to ship if almost nothing may be lost, where `best` loses more; empty otherwise."""
+    keeping = _allowed(pool, units, LimitsConfig())
+    if keeping.empty or best["key"] in set(keeping["key"]):
+        return ""
+    row = _best(keeping, units, LimitsConfig())
+    numbers = f"{row['latency_ms']:.3f} ms at {units.show(row['accuracy'])}"
+    return f"The fastest within {100 * (1 - WORTH_SHIPPING):.0f} % of fp32: {_name(row)}, {numbers}. "
+
+
+def _name(row: pd.Series) -> str:
+    return f"uniform {row['baseline']}" if row["baseline"] else str(row["key"])
 
 
 def _against(best: pd.Series, base: pd.Series, units: Units) -> str:
