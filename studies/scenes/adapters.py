@@ -40,6 +40,7 @@ OTHER_SEED = 1000
 """Of the division into examples on which each method's learning rate is chosen."""
 
 STEPS, SHOTS, EPOCHS = 100, 10, 20
+KEPT = Path("runs/scenes/vit.pt")
 
 
 def main():
@@ -58,9 +59,14 @@ def pretrained():
     """A small transformer that knows scikit-learn's digits."""
     torch.manual_seed(0)
     base = ViT(10, heads=4, head_size=16, depth=4, image=32, patch=4)
+    if KEPT.exists():
+        base.load_state_dict(torch.load(KEPT, weights_only=True))
+        return base.eval()
     pool = load_pools(DataConfig(source="digits"), base_dir=Path())["train"]
     images = normalised(pool.inputs, DIGITS)
     train(base, images, pool.targets, epochs=EPOCHS, lr=2e-3, optimizer="adamw", augment=random_shift(3))
+    KEPT.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(base.state_dict(), KEPT)
     return base
 
 
@@ -75,9 +81,9 @@ def untuned(base, seeds):
 
 
 def method(name, base, seeds):
-    rates = {lr: tuned(name, base, OTHER_SEED, lr)["accuracy"] for lr in RATES}
-    best = max(rates, key=rates.get)
-    runs = [tuned(name, base, seed, best) for seed in range(seeds)]
+    rates = {f"{lr:g}": run(name, base, OTHER_SEED, lr)["accuracy"] for lr in RATES}
+    best = max(RATES, key=lambda lr: rates[f"{lr:g}"])
+    runs = [run(name, base, seed, best) for seed in range(seeds)]
     return {
         **runs[0],
         "lr": best,
@@ -86,6 +92,10 @@ def method(name, base, seeds):
         "rates": rates,
         "kept_mib_batch_64": round(memory_of(ready(name, base, 0)) / 2**20, 1),
     }
+
+
+def run(name, base, seed, lr):
+    return remembered("adapters", f"{name}, seed {seed}, rate {lr:g}", tuned, name, base, seed, lr)
 
 
 def spread(values):

@@ -18,6 +18,7 @@ from hwsearch.adapt.migrate import Migration
 from hwsearch.adapt.scenes import divide
 from hwsearch.backends.base import RunOptions, get_backend
 from hwsearch.backends.benchmark import benchmark
+from hwsearch.backends.timing import TimingPolicy
 from hwsearch.config import load_study
 from hwsearch.export.bundle import export_bundle
 from hwsearch.export.deployed import open_deployed
@@ -42,6 +43,7 @@ NEAR = 0.05
 """The ladder ends this close to the accuracy the bundle was exported with."""
 
 STEPS, BATCH, WINDOW = 80, 250, 32
+TIMING = TimingPolicy(rounds=40, seconds=1.0)
 SCENE, STREAM, CLEAN = slice(0, 2000), slice(2000, 4000), slice(4000, 6000)
 """Of the study's report split, which nothing was chosen by: what is adapted to, what is followed, what judges."""
 
@@ -51,15 +53,18 @@ def main():
     parser.add_argument("--targets", nargs="+", default=["ort-cpu", "openvino-cpu"])
     parser.add_argument("--kind", default="noise", help="corruption")
     parser.add_argument("--severity", type=int, default=3)
+    parser.add_argument("--tolerances", type=float, nargs="*", default=[0.02, 0.1], help="of the gate")
     parser.add_argument("--out", type=Path, default=Path("runs/scenes"), help="bundles stay here")
     arguments = parser.parse_args()
     for target in arguments.targets:
         kept = arguments.out / target
         if not kept.exists():
             export(target, arguments.out)
-        for part in (adapted, followed):
-            key = f"{target}, {arguments.kind} {arguments.severity}, {part.__name__}"
-            remembered("deployed", key, part, kept, arguments.kind, arguments.severity)
+        shift = arguments.kind, arguments.severity
+        name = f"{target}, {arguments.kind} {arguments.severity}"
+        remembered("deployed", f"{name}, ladder", adapted, kept, *shift)
+        for tolerance in arguments.tolerances:
+            remembered("deployed", f"{name}, stream with a gate of {tolerance}", followed, kept, *shift, tolerance)
 
 
 def export(target, folder):
@@ -114,7 +119,7 @@ def adapted(kept, kind, severity):
     }
 
 
-def followed(kept, kind, severity):
+def followed(kept, kind, severity, tolerance):
     """A stream that is clean for ten windows and then is not; updates replay the source and pass the anchor's gate."""
     bundle = fresh(kept, "followed")
     deployed = open_deployed(bundle)
@@ -125,7 +130,7 @@ def followed(kept, kind, severity):
         np.concatenate([clean, shifted]),
         np.concatenate([known, others]),
         window=WINDOW,
-        policy=Policy(steps=STEPS),
+        policy=Policy(steps=STEPS, tolerance=tolerance),
     )
     scene, usual = images(deployed, SCENE, kind, severity), images(deployed, CLEAN)
     return {
@@ -174,7 +179,7 @@ def ratio(one, other):
     manifest = parse_manifest(read_facts(one))
     options = RunOptions(threads=1, float_precision=manifest.float_precision, options=manifest.target.options)
     files = [folder / manifest.artifact.path for folder in (one, other)]
-    return benchmark(files, manifest.target.backend, options).rows[1].latency.ratio
+    return benchmark(files, manifest.target.backend, options, TIMING).rows[1].latency.ratio
 
 
 if __name__ == "__main__":

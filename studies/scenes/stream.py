@@ -22,13 +22,13 @@ WINDOW, CLEAN, SHIFTED = 32, 60, 5
 SEVERITIES = (1, 3, 5)
 SCENES = ("noise", "contrast", "brightness")
 TESTED = 500
-EXAMPLES, STEPS = 128, 60
+EXAMPLES, STEPS = 128, 40
 FAST = {"trigger": "fixed", "period": 1, "examples": EXAMPLES, "steps": STEPS}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=2)
     seeds = range(parser.parse_args().seeds)
     images = Images()
     for seed in seeds:

@@ -134,14 +134,14 @@ def forgetting():
 def deployed():
     rows = []
     for key, row in results("deployed").items():
-        target, scene, part = key.split(", ")
-        ratios = row["latency_ratios"]
+        target, scene, means = key.split(", ")
+        tried = [event for event in row.get("events", ()) if event["update"]]
         rows.append([
             target,
             scene,
-            "ladder" if part == "adapted" else "stream, replay and gate",
+            f"{means}: {', '.join(event['update'] for event in tried)}" if tried else means,
             *(f"{top1(one)} → {top1(other)}" for one, other in (row["scene"], row["clean"])),
-            ", ".join(f"{ratio:.3f}" for ratio in ratios),
+            ", ".join(f"{ratio:.3f}" for ratio in row["latency_ratios"]),
             "yes" if row["verified"] else "no",
         ])  # fmt: skip
     return "**The shipped file before and after**\n\n" + table(
