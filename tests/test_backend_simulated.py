@@ -78,6 +78,7 @@ def test_fewer_bits_mean_more_error(tmp_path):
 def test_what_ran_is_marked_as_simulated():
     times = SimulatedBackend().inspect(None, {"conv": "int4"}, RunOptions())
     assert [(t.requested, t.executed, t.ms) for t in times] == [("int4", "simulated int4", None)]
+    assert times[0].format == times[0].requested
 
 
 def test_a_format_nobody_simulates_is_refused():

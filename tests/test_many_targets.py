@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hwsearch.cli.main import main
+from hwsearch.report import layer_frames
 from hwsearch.search.comparison import best_within, remarks, row_of, runs_in
 from hwsearch.search.legal import legality
 from hwsearch.search.run import Run
@@ -144,3 +145,13 @@ def test_what_ran_in_a_precision_the_target_does_not_take_is_named(folder):
     assert not found.complete
     narrow = dataclasses.replace(trial, candidate=dataclasses.replace(trial.candidate, keep={"first": 13}))
     assert "first keeps 13 channels" in legality(run, narrow).problems[0]
+
+
+def test_what_was_simulated_as_asked_is_no_other_format(folder, capsys):
+    run = Run.open(folder / "runs" / "small" / "npu-4bit")
+    found = layer_frames.layers(run)
+    assert set(found["matched"].dropna()) == {True}
+    assert main(["show", str(run.path), run.trials[0].candidate.key]) == 0
+    shown = capsys.readouterr().out
+    assert "simulated fp32" in shown
+    assert "not as requested" not in shown

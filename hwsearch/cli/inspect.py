@@ -189,7 +189,7 @@ def _print_layers(layers: Sequence[LayerTime]) -> None:
 
 def _layer_cells(layer: LayerTime) -> list[str]:
     requested, executed = layer.requested or "", layer.executed or "unknown"
-    fell_back = requested and layer.executed and requested != executed
+    fell_back = requested and layer.format and requested != layer.format
     return [
         ", ".join(layer.source_layers),
         layer.kind,

@@ -61,8 +61,8 @@ class _Spent:
 
     def add(self, unit: LayerTime, part: float) -> None:
         self.kinds[unit.kind] = None
-        if unit.executed is not None:
-            self.executed[unit.executed] = None
+        if unit.format is not None:
+            self.executed[unit.format] = None
         if unit.ms is not None:
             self.ms += part * unit.ms
             self.timed = True

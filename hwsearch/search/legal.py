@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from hwsearch.search.run import Run
 from hwsearch.types import OpCapability, Success, Target, Trial
 
-SIMULATED = "simulated "
-"""In front of the precision of a device that is not here, whose numbers were computed elsewhere."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Legality:
@@ -53,9 +50,9 @@ def _executed(trial: Trial) -> dict[str, str]:
     """Layer -> precision it ran in, for those of which the runtime says so."""
     units = trial.outcome.layers if isinstance(trial.outcome, Success) else ()
     return {
-        layer: unit.executed.removeprefix(SIMULATED)
+        layer: unit.format
         for unit in units
-        if unit.executed is not None
+        if unit.format is not None
         for layer in unit.source_layers
         if layer in trial.candidate.precision
     }

@@ -9,6 +9,9 @@ from typing import Literal
 from hwsearch.types.built import Artifact, Device
 from hwsearch.types.space import Candidate
 
+SIMULATED = "simulated "
+"""In front of the precision of a device that is not here, whose numbers were computed elsewhere."""
+
 Split = Literal["calibrate", "search", "report"]
 
 
@@ -80,7 +83,8 @@ class LayerTime:
         kind: The runtime's own operation name, e.g. ``QLinearConv``.
         source_layers: Layers of the network it computes; empty for glue such as quantise or reorder.
         requested: Precision asked for its source layers, or None for glue.
-        executed: Precision it really computes in, or None if the runtime does not say.
+        executed: Precision it really computes in, or None if the runtime does not say; ``simulated int4`` where the
+            device is not here.
         ms: Profiled time (relative weight only: profilers slow small models), or None.
     """
 
@@ -90,6 +94,11 @@ class LayerTime:
     requested: str | None
     executed: str | None
     ms: float | None
+
+    @property
+    def format(self) -> str | None:
+        """`executed`, on the device or simulated."""
+        return self.executed and self.executed.removeprefix(SIMULATED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
