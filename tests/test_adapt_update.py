@@ -247,6 +247,25 @@ def test_a_folder_with_another_number_of_classes_is_refused(run, bundle, tmp_pat
     assert "3 classes and the model 10 outputs" in err
 
 
+def test_what_makes_no_sense_is_refused_before_anything_is_computed(run, bundle, tmp_path):
+    scene = make_scene(tmp_path / "dark.npz")
+    (tmp_path / "photos").mkdir()
+    images, labels = np.zeros((40, 16, 16, 1), np.uint8), np.arange(40) % 10
+    short = archive(tmp_path / "short.npz", images=images[:20], labels=labels[:20])
+    cases = {
+        "is a bundle": ("migrate", bundle, "--data", scene, "--out", bundle),
+        "is a file": ("migrate", bundle, "--data", scene, "--out", scene),
+        "no bundle at": ("rollback", tmp_path / "nothing"),
+        "which says nothing of when": ("watch", bundle, "--data", tmp_path / "photos"),
+        "short.npz has 20 examples": ("watch", bundle, "--data", short, "--trigger", "fixed"),
+    }
+    for message, command in cases.items():
+        code, _, err = run("adapt", *command)
+        assert code == 2, err
+        assert message in err
+    assert read_facts(bundle)["updates"] == []
+
+
 def test_fit_is_read_from_the_bundle(bundle):
     fit = fit_of(model_of(bundle))
     assert (fit.shape, fit.classes) == ((1, 16, 16), 10)
@@ -261,16 +280,22 @@ def test_an_interrupted_update_leaves_the_old_version_serving(exported, bundle, 
     first, scene = read_facts(bundle), make_scene(tmp_path / "dark.npz", "contrast")
     answer = served(bundle)
     command = [sys.executable, "-m", "hwsearch", "adapt", "update", bundle, "--data", scene, "--rung", "recalibrate"]
-    for line in ("rebuilding", "calibrating", "scoring", "replacing"):
+    kill, interrupt = signal.SIGKILL, signal.SIGINT
+    for line, how in (("rebuilding", kill), ("calibrating", interrupt), ("scoring", kill), ("replacing", kill)):
         child = subprocess.Popen(
             [*map(str, command), "--no-timing"],
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
+            start_new_session=True,
         )
         assert any(told.startswith(line) for told in child.stderr)
-        child.send_signal(signal.SIGKILL)
+        os.killpg(child.pid, how)  # as a terminal does on Ctrl-C
+        rest = child.stderr.read()
+        if how is interrupt:
+            assert child.wait() == 130
+            assert rest == f"interrupted: {bundle} serves what was exported\n"
         child.wait()
         if line != "replacing":  # then either one may serve
             assert read_facts(bundle) == first
