@@ -73,6 +73,7 @@ def importance(shares: pd.DataFrame, units: Units) -> go.Figure:
             )
         )
     figure.update_layout(barmode="group", bargap=0.25)
-    figure.update_xaxes(type="category", tickangle=-60, tickfont={"size": 11}, showgrid=False)
+    figure.update_xaxes(type="category", showgrid=False)
+    style.label_columns(figure, shares["block"].tolist())
     figure.update_yaxes(title_text="share explained", tickformat=".0%", rangemode="tozero")
     return figure

@@ -11,7 +11,7 @@ from hwsearch.report.links import linked
 from hwsearch.report.view import Units
 from hwsearch.types import SourceModel
 
-ROW_PX, MACS_PX, MARGINS_PX = 26, 70, 140
+ROW_PX, MACS_PX = 26, 70
 MAX_LABELLED = 32
 """Cells are wide enough for a number up to this many layers."""
 
@@ -80,7 +80,12 @@ def layer_channels(layers: pd.DataFrame, evaluations: pd.DataFrame, source: Sour
                 zmax=1,
                 xgap=1.5,
                 ygap=1.5,
-                colorbar={"title": {"text": "kept", "side": "top"}, "tickformat": ".0%", "thickness": 10, "len": 0.6},
+                colorbar={
+                    "title": {"text": "kept", "side": "top", "font": {"size": 12.5}},
+                    "tickformat": ".0%",
+                    "thickness": 10,
+                    "len": 0.6,
+                },
                 hovertemplate="%{x}: %{text} of %{customdata} channels<br>%{y}<extra></extra>",
             ),
             rows["number"].tolist(),
@@ -121,7 +126,7 @@ def _matrix(cells: pd.DataFrame, column: str, rows: pd.DataFrame) -> pd.DataFram
 def heat_map_frame(title: str, subtitle: str, source: SourceModel, rows: pd.DataFrame) -> go.Figure:
     """A heat map's frame: a column per layer, MACs on top, and a row of constant height per `label` of `rows`."""
     body = max(1, len(rows)) * ROW_PX
-    figure = style.figure(title, subtitle, height=body + MACS_PX + MARGINS_PX)
+    figure = style.figure(title, subtitle, height=ROW_PX)
     names = [layer.name for layer in source.layers]
     total = max(1, sum(layer.macs for layer in source.layers))
     figure.add_trace(
@@ -135,9 +140,8 @@ def heat_map_frame(title: str, subtitle: str, source: SourceModel, rows: pd.Data
         )
     )
     share = body / (body + MACS_PX)
-    figure.update_xaxes(
-        categoryorder="array", categoryarray=names, tickangle=-60, tickfont={"size": 11}, showgrid=False
-    )
+    figure.update_xaxes(categoryorder="array", categoryarray=names, tickvals=names, showgrid=False)
+    style.label_columns(figure, names)
     figure.update_yaxes(
         categoryorder="array",
         categoryarray=rows["label"].tolist(),
@@ -160,6 +164,7 @@ def heat_map_frame(title: str, subtitle: str, source: SourceModel, rows: pd.Data
         },
         bargap=0.12,
         margin_r=30,
+        height=body + MACS_PX + figure.layout.margin.t + figure.layout.margin.b,
     )
     return figure
 

@@ -14,8 +14,6 @@ from hwsearch.report.layer_frames import UNATTRIBUTED
 from hwsearch.report.links import linked
 
 HEIGHTS = {"requested": 2, "executed": 1}
-MAX_SLANTED = 40
-"""Up to this many columns there is room for slanted labels."""
 
 
 def layer_latency(layers: pd.DataFrame) -> go.Figure:
@@ -49,17 +47,15 @@ def layer_latency(layers: pd.DataFrame) -> go.Figure:
 
 def _lay_out(figure: go.Figure, names: list[str]) -> None:
     """Time above, the two strips below, one column per name; narrow columns get small upright labels."""
-    narrow = len(names) > MAX_SLANTED
     figure.update_layout(barmode="stack", bargap=0.18, legend_traceorder="normal", yaxis2=_strips_axis())
     figure.update_xaxes(
         tickvals=list(range(len(names))),
         ticktext=names,
-        tickangle=-90 if narrow else -60,
-        tickfont={"size": 8.5 if narrow else 11},
         anchor="y2",
         range=[-0.6, len(names) - 0.4],
         showgrid=False,
     )
+    style.label_columns(figure, names)
     figure.layout.yaxis.update(tickformat=".1~%", domain=[0.2, 1], rangemode="tozero", fixedrange=True)
     figure.layout.yaxis.title.text = "share of profiled time"
 
@@ -79,8 +75,10 @@ def _by_kinds(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 
 def _numbers(rows: pd.DataFrame, column: str) -> np.ndarray[Any, Any]:
-    """A column as a page needs it: whole numbers small, others to seven digits."""
-    return rows[column].to_numpy(np.float32 if column in ("share", "ms") else np.int32)
+    """A column in as few bytes as it needs: whole numbers as they are, others to seven digits."""
+    values = rows[column].to_numpy()
+    whole = column in ("x", "number")
+    return values.astype(np.min_scalar_type(int(values.max(initial=0))) if whole else np.float32)
 
 
 def _bars(rows: pd.DataFrame, requested: str, executed: str | None, kinds: str) -> go.Bar:

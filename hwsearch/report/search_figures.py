@@ -11,6 +11,9 @@ from hwsearch.report import style
 from hwsearch.report.links import linked
 from hwsearch.report.view import Units
 
+STAGES = {"stitch": "prune and repair", "accuracy": "score", "inspect": "read formats back", "recover": "train"}
+"""What stages are called where their own name says little."""
+
 
 def hypervolume(history: pd.DataFrame, random: Sequence[float] = ()) -> go.Figure:
     """Share of the chart the front dominates, after each evaluation; marks show which evaluations widened it.
@@ -60,7 +63,7 @@ def hypervolume(history: pd.DataFrame, random: Sequence[float] = ()) -> go.Figur
         )
         figure.add_trace(linked(trace, rows["number"].tolist(), ["x", "y", "text"]))
     figure.update_xaxes(title_text="evaluation")
-    figure.update_yaxes(title_text="hypervolume", tickformat=".0%", rangemode="tozero")
+    figure.update_yaxes(title_text="share dominated", tickformat=".0%", rangemode="tozero")
     return figure
 
 
@@ -76,13 +79,11 @@ def stage_time(stages: pd.DataFrame) -> go.Figure:
         trace = go.Bar(
             x=rows["number"].tolist(),
             y=rows["seconds"].tolist(),
-            name=f"{name} {rows['seconds'].sum() / total:.0%}",
+            name=f"{STAGES.get(name, name)} {rows['seconds'].sum() / total:.0%}",
             marker={"color": style.STAGES[i % len(style.STAGES)], "line": {"width": 0}},
-            text=[name] * len(rows),
-            textposition="none",
-            hovertemplate="%{text}: %{y:.2f} s<br>evaluation %{x}<extra></extra>",
+            hovertemplate=f"{STAGES.get(name, name)}: %{{y:.2f}} s<br>evaluation %{{x}}<extra></extra>",
         )
-        figure.add_trace(linked(trace, rows["number"].tolist(), ["x", "y", "text"]))
+        figure.add_trace(linked(trace, rows["number"].tolist(), ["x", "y"]))
     figure.update_layout(barmode="stack", bargap=0.1, legend_traceorder="normal")
     figure.update_xaxes(title_text="evaluation")
     figure.update_yaxes(title_text="wall time (s)", rangemode="tozero")

@@ -46,7 +46,7 @@ def sensitivity_map(found: Sensitivity, source: SourceModel) -> go.Figure:
     how = "built, repaired and compared" if found.method == "measured" else "estimated from gradients"
     figure = heat_map_frame(
         "What each choice alone does",
-        f"{MEASURES[found.measure]}, each choice {how} on {found.images} images; darker hurts more.",
+        f"{MEASURES[found.measure]}, each choice {how} on {found.images} images; redder hurts more.",
         source,
         labels,
     )
@@ -75,7 +75,7 @@ def sensitivity_map(found: Sensitivity, source: SourceModel) -> go.Figure:
             ygap=1.5,
             hoverongaps=False,
             colorbar={
-                "title": {"text": "loss", "side": "top"},
+                "title": {"text": "loss", "side": "top", "font": {"size": 12.5}},
                 "thickness": 10,
                 "len": 0.6,
                 "tickvals": decades.tolist(),

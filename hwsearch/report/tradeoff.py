@@ -117,8 +117,10 @@ def _baselines(frame: pd.DataFrame, units: Units) -> go.Scatter:
     rows = frame[frame["baseline"].notna()]
     trace = _points(rows, "uniform baseline", {"symbol": "diamond", "line": {"width": 1.5, "color": "#ffffff"}}, units)
     trace.marker.color = [style.format_colour(name) for name in rows["baseline"]]
-    trace.update(mode="markers+text", text=[f"<b>{b}</b>" for b in rows["baseline"]], textposition="bottom right")
-    return linked(trace, rows["number"].tolist(), [*trace.meta["along"], "marker.color", "text"])
+    side = ["left" if row == rows["latency_ms"].max() else "right" for row in rows["latency_ms"]]  # within the chart
+    trace.update(mode="markers+text", text=[f"<b>{name}</b>" for name in rows["baseline"]])
+    trace.textposition = [f"bottom {name}" for name in side]
+    return linked(trace, rows["number"].tolist(), [*trace.meta["along"], "marker.color", "text", "textposition"])
 
 
 def _front_line(frame: pd.DataFrame, units: Units) -> go.Scatter:

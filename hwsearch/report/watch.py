@@ -13,6 +13,9 @@ from hwsearch.search.run import Run, run_folders
 SHARE = 0.02
 """Of one core that reading a run may take while a search measures beside it."""
 
+LONGEST_REST_S = 10.0
+"""Between two readings, whatever they cost: a new evaluation is on the page within this and one refresh."""
+
 FILES = ("study.db", "front.json", "sensitivity.json", "predicted.json")
 
 
@@ -32,7 +35,7 @@ class Watched:
         self._reading = threading.Lock()
 
     def facts(self) -> Facts:
-        """What the folder says, at most `SHARE` of a core spent on reading it.
+        """What the folder says; `SHARE` of a core is spent on reading it, or a reading every `LONGEST_REST_S`.
 
         Raises:
             ConfigError: the folder is no run any more, or is damaged.
@@ -49,7 +52,7 @@ class Watched:
     def _read(self) -> Facts:
         started, busy = time.monotonic(), time.thread_time()
         facts = Facts(Run.open(self.path))
-        self._next_look = started + (time.thread_time() - busy) / SHARE
+        self._next_look = started + min((time.thread_time() - busy) / SHARE, LONGEST_REST_S)
         return facts
 
 

@@ -1,6 +1,6 @@
 // The facts, what is filtered and selected, and who is told when that changes.
 
-const ARRAYS = { i1: Int8Array, i2: Int16Array, i4: Int32Array, f4: Float32Array, f8: Float64Array };
+const ARRAYS = { i1: Int8Array, u1: Uint8Array, u2: Uint16Array, u4: Uint32Array, f4: Float32Array, f8: Float64Array };
 
 // Long columns of numbers come as bytes in base 64.
 function unpacked(value) {
@@ -70,7 +70,8 @@ const baseline = (name) => rows.find((row) => row.baseline === name);
 const letterOf = (number) => LETTERS[state.selected.indexOf(number)];
 const nameOf = (row) => (row.baseline ? `uniform ${row.baseline}` : row.key);
 const milliseconds = (value) => `${value.toFixed(3)} ms`;
-const metric = (value) => value.toFixed(units.decimals) + units.suffix;
+const digits = (value) => (value * (1 + 1e-12)).toFixed(units.decimals); // halves upwards, as in the headline
+const metric = (value) => digits(value) + units.suffix;
 const megabytes = (value) => `${value.toFixed(3)} MB`;
 const percent = (ratio) => `${(100 * ratio).toFixed(0)} %`;
 const command = (row) => `${report.export} --key ${row.key} --out out/${row.key}`;

@@ -7,7 +7,7 @@ const COLUMNS = [
   { name: "latency_ms", title: "Latency (ms)", number: true,
     show: (row) => [row.latency_ms.toFixed(3), interval(row.latency_low, row.latency_high, 3)] },
   { name: "accuracy", title: units.axis, number: true,
-    show: (row) => [row.accuracy.toFixed(units.decimals), interval(row.accuracy_low, row.accuracy_high, units.decimals)] },
+    show: (row) => [digits(row.accuracy), interval(row.accuracy_low, row.accuracy_high, units.decimals)] },
   { name: "speedup", title: "× fp32", number: true, show: (row) => [row.speedup === null ? "–" : row.speedup.toFixed(2)] },
   { name: "size_mb", title: "Size (MB)", number: true, show: (row) => [row.size_mb.toFixed(3)] },
   { name: "energy_mj", title: "Energy (mJ)", number: true,
@@ -31,7 +31,8 @@ function statusMark(row) {
   const colour = row.baseline ? report.colours[row.baseline] : report.colours[row.status];
   const open = !row.baseline && (row.status === "finalist" || row.status === "infeasible" || (row.status === "front" && !row.final));
   const look = `border-color:${colour};` + (open ? "" : `background:${colour}`);
-  const words = [row.baseline ? "baseline" : null, row.baseline && row.status !== "front" ? null : row.status];
+  const status = row.status === "infeasible" ? "outside the limits" : row.status;
+  const words = [row.baseline ? "baseline" : null, row.baseline && row.status !== "front" ? null : status];
   const over = Object.entries(row.violations).map(([name, by]) => `${name} over by ${by.toPrecision(3)}`).join(", ");
   return el("span", { class: "status", title: over || null }, el("span", { class: "dot", style: look }),
     words.filter(Boolean).join(", ") + (row.baseline && row.status === "infeasible" ? ", outside the limits" : ""));
@@ -54,7 +55,7 @@ function order(a, b) {
 function showTable() {
   const focused = document.activeElement?.dataset?.focus;
   const head = el("thead", {}, el("tr", {}, el("th", {}), ...COLUMNS.map(headCell), el("th", { class: "last" }, "Export")));
-  const body = el("tbody", {}, ...listed().map(bodyRow));
+  const body = el("tbody", {}, ...listed().map(knownRow));
   document.getElementById("table").replaceChildren(head, body);
   if (focused) document.querySelector(`[data-focus="${focused}"]`)?.focus();
 }
@@ -68,8 +69,19 @@ function headCell({ name, title, number }) {
     el("button", { type: "button", "data-focus": `sort-${name}`, onclick: flip }, title + arrow));
 }
 
-function bodyRow(row) {
+// Hundreds of rows take long to make, so each is made again only when its letter changes.
+const madeRows = new Map();
+
+function knownRow(row) {
   const letter = letterOf(row.number);
+  const known = madeRows.get(row.number);
+  if (known && known.letter === letter) return known.node;
+  const node = bodyRow(row, letter);
+  madeRows.set(row.number, { letter, node });
+  return node;
+}
+
+function bodyRow(row, letter) {
   const box = el("input", { type: "checkbox", checked: Boolean(letter), "data-focus": `row-${row.number}`,
     "aria-label": `Compare ${nameOf(row)}`, onchange: () => toggle(row.number) });
   const cells = COLUMNS.map(({ name, show, number }) =>
