@@ -20,7 +20,6 @@ from test_adapt_scene import digits, normalised
 from hwsearch.adapt.corruptions import corrupt
 from hwsearch.adapt.files import save_adapter
 from hwsearch.adapt.migrate import answers
-from hwsearch.cli.main import main
 from hwsearch.errors import BundleError, ConfigError
 from hwsearch.export.deployed import fit_of, open_deployed
 from hwsearch.export.manifest import parse_manifest, read_facts
@@ -51,18 +50,6 @@ def bundle(exported, tmp_path) -> Path:
 @pytest.fixture(params=["exported", "exported_openvino"])
 def any_bundle(request, tmp_path) -> Path:
     return Path(shutil.copytree(request.getfixturevalue(request.param), tmp_path / "bundle"))
-
-
-@pytest.fixture
-def run(capsys):
-    """Run the command line in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        code = main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def model_of(bundle):

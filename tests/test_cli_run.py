@@ -47,18 +47,6 @@ def make(folder: Path, text: str = STUDY) -> Path:
     return folder / "study.yaml"
 
 
-@pytest.fixture
-def run(capsys):
-    """Run the command line in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        code = main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
-
-
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory) -> Path:
     """The run folder of a finished search."""
@@ -130,6 +118,7 @@ def test_front_prints_the_promised_document(run, searched):
             "latency_source",
             "build_spread",
             "training_minutes",
+            "energy",
         ]
         assert point["split"] == "report"
         assert point["latency_ci95_ms"][0] <= point["latency_ms"] <= point["latency_ci95_ms"][1]

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from hwsearch.cli.main import main
 from hwsearch.latency.files import ENTRIES
 from hwsearch.latency.validate import Point
 from hwsearch.report.latency_figures import scatter, write_scatter
@@ -16,18 +15,6 @@ from hwsearch.types import Candidate
 
 EXAMPLE = Path(__file__).parents[1] / "latency_tables" / "example-edge-asic"
 TARGET = EXAMPLE / "edge-asic-4bit.yaml"
-
-
-@pytest.fixture
-def run(capsys):
-    """Run the command line in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        code = main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def test_an_imported_table_shows_what_it_is_of_and_what_units_cost(run, tmp_path):

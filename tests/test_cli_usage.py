@@ -11,7 +11,7 @@ import sys
 import pytest
 
 import hwsearch
-from hwsearch.cli.main import app, main
+from hwsearch.cli.main import app
 from hwsearch.cli.output import print_table, shell
 
 VERBS = [
@@ -36,18 +36,6 @@ VERBS = [
     "verify",
     "zoo",
 ]
-
-
-@pytest.fixture
-def run(capsys):
-    """Run the command line in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        code = main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -220,6 +208,19 @@ def test_a_folder_that_is_no_run(run, tmp_path, verb):
     code, _, err = run(verb, tmp_path)
     assert code == 2
     assert "is not a run folder" in err
+
+
+@pytest.mark.parametrize("verb", ["front", "report", "dashboard"])
+def test_a_study_or_a_misspelt_run_is_answered_with_the_run(run, tmp_path, monkeypatch, verb):
+    pytest.importorskip("dash")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    run_json = tmp_path / "runs" / "mine" / "ort-cpu" / "run.json"
+    run_json.parent.mkdir(parents=True)
+    run_json.touch()
+    assert "did you mean `runs/mine`?" in run(verb, "mine")[2]
+    assert "did you mean `runs/mine`?" in run(verb, "runs/mime")[2]
+    assert "it holds runs/mine" in run(verb, "runs")[2]
 
 
 def test_a_folder_that_is_no_bundle(run, tmp_path):

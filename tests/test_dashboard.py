@@ -5,6 +5,7 @@ import re
 import time
 
 import pytest
+from dashboard_support import folder, paths
 from tiny_search import search_tiny
 
 from hwsearch.cli.dashboard import exporter
@@ -18,19 +19,7 @@ from werkzeug.test import Client  # noqa: E402
 from hwsearch.report.app import make_app  # noqa: E402
 from hwsearch.report.watch import Board, Watched  # noqa: E402
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Two runs in one folder."""
-    folder = tmp_path_factory.mktemp("dashboard")
-    search_tiny(folder, name="first")
-    search_tiny(folder, name="second", evaluations=5)
-    return folder
-
-
-def paths(folder):
-    return [folder / "runs" / "first" / "fake", folder / "runs" / "second"]
-
+__all__ = ["folder"]  # a fixture
 
 # --------------------------------------------------------------------------- reading
 

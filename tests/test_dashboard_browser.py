@@ -4,6 +4,7 @@ import threading
 
 import pytest
 from browser_support import NEEDS_BROWSER, By, Keys, browser, outside_requests, wait, webdriver
+from dashboard_support import folder, paths
 from tiny_search import search_tiny
 
 from hwsearch.cli.dashboard import exporter
@@ -14,22 +15,9 @@ from werkzeug.serving import make_server
 from hwsearch.report.app import make_app
 from hwsearch.report.watch import Board, Watched
 
-__all__ = ["browser"]  # a fixture
+__all__ = ["browser", "folder"]  # fixtures
 
 pytestmark = NEEDS_BROWSER
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Two runs in one folder."""
-    folder = tmp_path_factory.mktemp("dashboard")
-    search_tiny(folder, name="first")
-    search_tiny(folder, name="second", evaluations=5)
-    return folder
-
-
-def paths(folder):
-    return [folder / "runs" / "first" / "fake", folder / "runs" / "second"]
 
 
 @pytest.fixture(scope="module")

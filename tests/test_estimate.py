@@ -1,7 +1,7 @@
 """How long a search will take, told before it starts."""
 
 import pytest
-from tiny_search import QUICK, TARGET
+from tiny_search import QUICK, write_target
 
 from hwsearch.config import make_study
 from hwsearch.errors import SearchFailedError
@@ -25,7 +25,7 @@ def study(tmp_path, monkeypatch):
     (tmp_path / "model.py").write_text(NETWORK)
 
     def make(backend="FakeBackend", **settings):
-        (tmp_path / "fake.yaml").write_text(TARGET.replace("FakeBackend", backend))
+        write_target(tmp_path, backend)
         data = {"source": "digits", "calibrate": 16, "search": 32, "report": 64}
         given = {"model": "model.py:build", "data": data, "target": str(tmp_path / "fake.yaml"), "measure": QUICK}
         return make_study(given | settings)

@@ -8,29 +8,13 @@ import sys
 import textwrap
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from torch import nn
+from training_support import stripes, tiny
 
 from hwsearch.errors import ModelError, TrainingStoppedError
 from hwsearch.model import train as training
 from hwsearch.model.train import random_shift, train
-
-
-def tiny():
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(32, 2)
-    )
-
-
-def stripes(n=96):
-    rng = np.random.default_rng(0)
-    targets = rng.integers(0, 2, n)
-    images = rng.normal(size=(n, 1, 4, 4)).astype(np.float32)
-    images[targets == 0, :, :2] += 2
-    return images, targets
 
 
 def ticking(seconds):
@@ -118,7 +102,7 @@ def test_seconds_of_an_interrupted_process_count(tmp_path):
     assert steps
 
 
-def test_killed_in_the_middle(tmp_path, monkeypatch):
+def test_killed_in_the_middle(tmp_path):
     """A process that dies by SIGKILL leaves a whole file or none, and the next one goes on from it."""
     script = tmp_path / "run.py"
     script.write_text(
@@ -126,7 +110,9 @@ def test_killed_in_the_middle(tmp_path, monkeypatch):
         import os, signal, sys
         from pathlib import Path
         sys.path.insert(0, sys.argv[1])
-        from test_model_train_resume import stripes, tiny, train, training
+        from training_support import stripes, tiny
+        from hwsearch.model import train as training
+        from hwsearch.model.train import train
         training.SAVE_EVERY_S = 0.0
         seen = []
         def stop():

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import spearmanr
-from test_study import DATA, TARGET, TinyNet
+from tiny_search import DATA, TinyNet, write_target
 from torch import nn
 
 from hwsearch.compress.fisher import compensation_error, fisher_losses
@@ -167,8 +167,7 @@ class Counting(Evaluator):
 
 class Setup:
     def __init__(self, folder, backend="FakeBackend", module=None, data=DATA, **settings):
-        path = folder / "fake.yaml"
-        path.write_text(TARGET.format(backend=f"hwsearch.testing:{backend}"))
+        path = write_target(folder, backend)
         self.config = make_study(
             {"name": "tiny", "model": "tests:TinyNet", "data": "python", "target": str(path), **settings}
         )

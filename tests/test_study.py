@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
-import torch
-from torch import nn
+from tiny_search import DATA, QUICK, TinyNet, write_target
 
 from hwsearch.config import make_study
 from hwsearch.errors import ConfigError, SearchFailedError
@@ -26,54 +25,15 @@ from hwsearch.search.run import Run, find_run
 from hwsearch.search.study import run_study
 from hwsearch.types import Failure, Success, from_json
 
-TARGET = """
-backend: {backend}
-threads: 1
-batch: 1
-ops:
-  conv: {{accepts: [fp32, int8], accelerates: [int8]}}
-  linear: {{accepts: [fp32, int8], accelerates: [int8]}}
-mixed_float: false
-granularity: 4
-min_keep: 0.25
-"""
-
-
-class TinyNet(nn.Module):
-    """Two convolutions, one of them in a residual branch, and a head."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.stem = nn.Conv2d(1, 8, 3, padding=1)
-        self.branch = nn.Conv2d(8, 8, 3, padding=1)
-        self.head = nn.Linear(8, 3)
-
-    def forward(self, x):
-        x = self.stem(x).relu()
-        x = (x + self.branch(x)).relu()
-        return self.head(x.mean((2, 3)))
-
-
-def examples(count, seed):
-    generator = np.random.default_rng(seed)
-    return generator.standard_normal((count, 1, 8, 8)).astype(np.float32), generator.integers(0, 3, count)
-
-
-DATA = {"calibrate": examples(16, 0), "search": examples(24, 1), "report": examples(24, 2)}
-
 
 @pytest.fixture
 def target(tmp_path):
-    path = tmp_path / "fake.yaml"
-    path.write_text(TARGET.format(backend="hwsearch.testing:FakeBackend"))
-    return str(path)
+    return str(write_target(tmp_path))
 
 
 def run_search(tmp_path, target, **options):
     # The guided sampler would measure sensitivities in each of these tests.
-    quick = {"rounds": 4, "min_rounds": 3, "seconds": 0.05}
-    settings = {"evaluations": 6, "search": {"sampler": "tpe"}, "measure": quick} | options
+    settings = {"evaluations": 6, "search": {"sampler": "tpe"}, "measure": QUICK} | options
     return search(TinyNet(), data=DATA, target=target, out=tmp_path / "runs", name="tiny", **settings).run
 
 
@@ -143,7 +103,7 @@ def test_a_stop_request_keeps_what_is_finished(tmp_path, target):
             "model": "tests:TinyNet",
             "data": {"source": "python"},
             "target": target,
-            "measure": {"rounds": 4, "min_rounds": 3, "seconds": 0.05},
+            "measure": QUICK,
         }
     )
     splits = splits_from(DATA, config.data)
@@ -154,9 +114,8 @@ def test_a_stop_request_keeps_what_is_finished(tmp_path, target):
 
 
 def test_a_candidate_that_fails_is_recorded_and_the_search_goes_on(tmp_path):
-    path = tmp_path / "fake.yaml"
-    path.write_text(TARGET.format(backend="hwsearch.testing:CrashingBackend"))
-    run = run_search(tmp_path, str(path), evaluations=6)
+    target = str(write_target(tmp_path, "CrashingBackend"))
+    run = run_search(tmp_path, target, evaluations=6)
     failures = [trial for trial in run.trials if isinstance(trial.outcome, Failure)]
     assert failures
     assert len(failures) < len(run.trials)
@@ -165,10 +124,9 @@ def test_a_candidate_that_fails_is_recorded_and_the_search_goes_on(tmp_path):
 
 
 def test_a_search_in_which_everything_fails_says_so(tmp_path):
-    path = tmp_path / "fake.yaml"
-    path.write_text(TARGET.format(backend="hwsearch.testing:FailingBackend"))
+    target = str(write_target(tmp_path, "FailingBackend"))
     with pytest.raises(SearchFailedError, match="all 3 evaluations failed"):
-        run_search(tmp_path, str(path), evaluations=3)
+        run_search(tmp_path, target, evaluations=3)
 
 
 KILLED = """

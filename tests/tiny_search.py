@@ -44,10 +44,10 @@ def examples(count, seed):
 DATA = {"calibrate": examples(16, 0), "search": examples(24, 1), "report": examples(24, 2)}
 
 
-def write_target(folder):
-    """The file of the target `fake` in a folder."""
+def write_target(folder, backend="FakeBackend"):
+    """The file of the target `fake` in a folder, on a backend of `hwsearch.testing`."""
     path = folder / "fake.yaml"
-    path.write_text(TARGET)
+    path.write_text(TARGET.replace("FakeBackend", backend))
     return path
 
 

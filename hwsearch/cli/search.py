@@ -71,11 +71,11 @@ def search(
     ]
     every = [run for found in runs for run in found]
     _print_runs(every, fronts_as_one(chosen, runs) if each else [])
-    write_reports(every)
+    keys = write_reports(every)
     if not any(trial.feasible for run in every for trial in run.trials):
         note("no evaluation is within the study's limits")
         raise typer.Exit(1)
-    next_step("hwsearch", "export", every[0].path, "--max-latency-ms", "MS", "--out", "OUT")
+    next_step("hwsearch", "export", every[0].path, "--key", keys[0] or "KEY", "--out", "OUT")
 
 
 def search_runs(
@@ -102,12 +102,16 @@ def search_runs(
     raise typer.Exit(INTERRUPTED)
 
 
-def write_reports(runs: list[Run]) -> None:
-    """Write the report of each run into its folder, and say so."""
+def write_reports(runs: list[Run]) -> list[str | None]:
+    """Write the report of each run into its folder, tell what it recommends, and return the key of each such model."""
     from hwsearch.report.html import write_report
+    from hwsearch.report.views import Facts
 
-    for run in runs:
+    found = [Facts(run).verdict for run in runs]
+    for run, verdict in zip(runs, found, strict=True):
+        note(f"{run.target.name}: {verdict.headline}")
         note(f"report: {write_report(run, run.path / 'report.html')}")
+    return [verdict.key for verdict in found]
 
 
 @contextmanager
