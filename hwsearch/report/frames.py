@@ -152,7 +152,8 @@ def _shares(costs: list[tuple[float, float]], chart: tuple[float, float, float] 
     """Share of the chart dominated after each of `costs`; only what no earlier point dominates changes it."""
     if chart is None or chart[2] <= 0:
         return [0.0] * len(costs)
-    shares, front = [0.0], []
+    shares = [0.0]
+    front: list[tuple[float, float]] = []
     for x, y in costs:
         if any(a <= x and b <= y for a, b in front):
             shares.append(shares[-1])

@@ -32,7 +32,7 @@ def from_json(kind: type[Record], data: Any) -> Record:
     Raises:
         TypeError, KeyError, ValueError: `data` does not describe such a record.
     """
-    return typing.cast("Record", _builder(kind)(data))
+    return typing.cast("Record", _builder(typing.cast("Any", kind))(data))
 
 
 @cache
