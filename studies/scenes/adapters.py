@@ -150,7 +150,7 @@ def latencies(vit):
                 files.append(Path(folder) / f"{name}-{form}.onnx")
                 onnx.save(export_template(network, torch.zeros(2, 3, 32, 32)).bind(), files[-1])
             rows = benchmark(files, "onnxruntime", RunOptions(threads=1)).rows
-        found |= {row.name: round(row.latency.best_ms, 4) for row in rows}
+        found |= {Path(row.name).stem: round(row.latency.best_ms, 4) for row in rows}
     return found
 
 

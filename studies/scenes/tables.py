@@ -74,11 +74,11 @@ def adapters():
         "CPU time": 1 - ours["cpu_seconds"]["mean"] / full["cpu_seconds"]["mean"],
         "memory": 1 - ours["kept_mib_batch_64"] / full["kept_mib_batch_64"],
     }
-    said = ", ".join(f"{share:.0%} of {what}" for what, share in saved.items())
+    said = ", ".join(f"{abs(share):.0%} {'less' if share > 0 else 'more'} {what}" for what, share in saved.items())
     return (
         f"**Few-label tuning of a transformer**; untuned {untuned['mean']:.3f} ± {untuned['sd']:.3f}\n\n"
         + table(["", "weights trained", "KiB stored", "CPU s", "MiB kept", "top-1", "learning rate"], rows)
-        + f"\n\nRepAdapter saves {said} against full tuning here."
+        + f"\n\nAgainst full tuning RepAdapter takes {said}."
     )
 
 
