@@ -53,7 +53,7 @@ def main():
     parser.add_argument("--targets", nargs="+", default=["ort-cpu", "openvino-cpu"])
     parser.add_argument("--kind", default="noise", help="corruption")
     parser.add_argument("--severity", type=int, default=3)
-    parser.add_argument("--tolerances", type=float, nargs="*", default=[0.02, 0.1], help="of the gate")
+    parser.add_argument("--tolerances", type=float, nargs="*", default=[0.02], help="of the gate")
     parser.add_argument("--out", type=Path, default=Path("runs/scenes"), help="bundles stay here")
     arguments = parser.parse_args()
     for target in arguments.targets:

@@ -9,14 +9,12 @@ import time
 import numpy as np
 import torch
 from data import cifar10_pools, normalised, resnet20
-from results import HERE, remembered
+from results import remembered
 
 from hwsearch.adapt.corruptions import CORRUPTIONS, corrupt
 from hwsearch.adapt.follow import Follower, Policy, accuracy_of, backward_transfer, forgetting
 from hwsearch.adapt.migrate import answers
 from hwsearch.model.sources import IMAGENET
-from hwsearch.report.timeline import timeline
-from hwsearch.types import to_json
 
 WINDOW, CLEAN, SHIFTED = 32, 60, 5
 SEVERITIES = (1, 3, 5)
@@ -36,8 +34,6 @@ def main():
         for memory in ("none", "ewc", "replay"):
             remembered("stream", f"forgetting, {memory} {seed}", forgotten, images, memory, seed)
         remembered("stream", f"harm {seed}", harmed, images, seed)
-    for tolerance in (0.02, 0.1):
-        remembered("stream", f"day, {tolerance}", day, images, tolerance)
 
 
 class Images:
@@ -116,28 +112,6 @@ def harmed(images, seed):
             "same_answers": torch.equal(answers(follower.network, images.anchor[0]), before),
         }
     return found
-
-
-def day(images, tolerance):
-    """Clean, noise, clean, contrast: what a follower with replay and the gate makes of it."""
-    follower = images.follower(0, tolerance=tolerance, steps=STEPS, examples=EXAMPLES)
-    parts = [(None, 5), ("noise", 3), (None, 5), ("contrast", 4)]
-    events = [
-        follower(*window)
-        for number, (kind, severity) in enumerate(parts)
-        for window in images.windows(2000 + number * 20 * WINDOW, 20, kind, severity)
-    ]
-    (HERE.parents[1] / "runs").mkdir(exist_ok=True)
-    timeline(events).write_html(HERE.parents[1] / "runs" / f"day-{tolerance}.html")
-    return {
-        "events": [to_json(event) for event in events if event.drift or event.update],
-        "accuracy": [float(np.mean([event.accuracy for event in events[i : i + 20]])) for i in range(0, 80, 20)],
-        "unadapted": [
-            accuracy_of(images.network, *images.part(2000 + number * 20 * WINDOW, 20 * WINDOW, *part))
-            for number, part in enumerate(parts)
-        ],
-        "clean_after": accuracy_of(follower.network, *images.anchor),
-    }
 
 
 if __name__ == "__main__":

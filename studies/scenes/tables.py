@@ -14,7 +14,7 @@ NAMES = {"repadapter": "RepAdapter", "lora": "LoRA", "full": "full tuning", "pro
 
 
 def main():
-    body = "\n\n".join(part() for part in (ladder, adapters, latencies, drift, forgetting, deployed))
+    body = "\n\n".join(part() for part in (ladder, adapters, latencies, drift, forgetting, harm, deployed))
     readme = HERE / "README.md"
     text, (start, end) = readme.read_text(), PLACE
     before, after = text.split(start)[0], text.split(end)[1]
@@ -129,6 +129,15 @@ def forgetting():
     return f"**After {', '.join(STREAMED)} in turn**, no gate\n\n" + table(
         ["memory", "forgetting", "backward transfer", *STREAMED, "clean", "mean of scenes", "CPU s an update"], rows
     )
+
+
+def harm():
+    rows = []
+    for name in ("gate", "no gate"):
+        found = [part[name] for part in parts_of("harm")]
+        clean, same = ([part[key] for part in found] for key in ("clean", "same_answers"))
+        rows.append([name, ", ".join(part["update"] for part in found), spread(clean), "yes" if all(same) else "no"])
+    return "**An update on shuffled labels**\n\n" + table(["", "update", "clean", "same answers as before"], rows)
 
 
 def deployed():
