@@ -21,11 +21,14 @@ from hwsearch.compress.recover import Recipe, is_trained, untrained
 from hwsearch.config import make_study
 from hwsearch.errors import ConfigError, DataError
 from hwsearch.export.bundle import export_bundle
+from hwsearch.export.deployed import open_deployed
+from hwsearch.export.manifest import parse_manifest, read_facts, write_manifest
 from hwsearch.export.verify import verify_bundle
 from hwsearch.model.data import splits_from
 from hwsearch.model.train import train
 from hwsearch.search.api import search
 from hwsearch.search.guided.predictions import Prediction, Predictions
+from hwsearch.search.prepare import load_subject
 from hwsearch.search.recovery import Healing, most_promising, with_recipe
 from hwsearch.search.run import Run
 from hwsearch.search.study import run_study
@@ -280,6 +283,22 @@ def test_every_verb_takes_a_trained_model(finished, tmp_path):
     assert f"trained {point.training_minutes:.1f} min" in runner.invoke(app, ["front", str(run.path)]).stdout
     bundle = export_bundle(run, point.key, tmp_path / "bundle")
     assert verify_bundle(bundle, timing=False).ok
+
+
+def test_a_bundle_holds_trained_weights_so_that_it_can_follow_its_scene(finished, network, tmp_path):
+    run, _ = finished
+    found = next(t.candidate for t in run.trials if is_trained(t.candidate) and isinstance(t.outcome, Success))
+    bundle = export_bundle(run, found.key, tmp_path / "bundle")
+    subject = load_subject(run.config, module=network, splits=splits_from(DATA, run.config.data))
+    deployed = open_deployed(bundle, subject=subject)  # compares its answers with the bundle's
+    assert (bundle / "weights.npz").exists()
+    assert deployed.base.get_submodule("one").weight.shape[0] == found.keep.get("one", 16)
+    facts = read_facts(bundle)
+    (bundle / "weights.npz").unlink()
+    del facts["files"]["weights.npz"]
+    write_manifest(bundle, parse_manifest(facts))  # as earlier versions wrote bundles
+    with pytest.raises(ConfigError, match="were trained after compression"):
+        open_deployed(bundle, subject=subject)
 
 
 def test_a_search_that_is_finished_can_be_followed_by_training(network, tmp_path, target):

@@ -23,7 +23,7 @@ from hwsearch.export.manifest import FILE, Figures, Manifest, Tensor, located, w
 from hwsearch.model.sources import DIGITS, IMAGENET
 from hwsearch.store import sha256_file
 from hwsearch.types import Artifact, Device, Failure, Front, FrontPoint, SourceModel, Success, Target, Trial
-from hwsearch.types.built import WEIGHTS
+from hwsearch.types.built import WEIGHTS, trained_weights
 
 SAMPLES = 8
 
@@ -78,7 +78,7 @@ def export_bundle(
     inputs = _sample_inputs(run.path)
     with staged_folder(Path(out), force=force, marker=FILE) as folder:
         placed = place_model(artifact, folder, trial.candidate.key)
-        if (trained := Path(artifact.path).with_name(WEIGHTS)).exists():
+        if (trained := trained_weights(run.path, trial.candidate.key)).exists():
             shutil.copyfile(trained, folder / WEIGHTS)
         outputs = _outputs_of(placed, folder, trial, run.target, inputs)
         np.savez(folder / "samples.npz", inputs=inputs, outputs=outputs)

@@ -52,7 +52,7 @@ from hwsearch.types import (
     TensorRange,
     Trial,
 )
-from hwsearch.types.built import WEIGHTS
+from hwsearch.types.built import trained_weights
 
 CAMPAIGN_SLACK = 4.0
 SCREEN_IMAGES = 512  # of the search split, after which a hopeless candidate is given up
@@ -264,7 +264,7 @@ class Evaluator:
                 lambda parameters: self._builder.ranges(bind(network, candidate, parameters, path), candidate),
             )
         watch.seconds["recover"] = found.seconds  # of earlier processes as well
-        np.savez(self.work / "artifacts" / candidate.key / WEIGHTS, **found.parameters)  # type: ignore[arg-type]
+        np.savez(trained_weights(self.folder, candidate.key), **found.parameters)  # type: ignore[arg-type]
         return bind(network, candidate, found.parameters, path), found.ranges
 
     def _stitch(self, candidate: Candidate, refit_images: int | None = None) -> CompressedModel:

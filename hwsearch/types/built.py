@@ -6,11 +6,17 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 from hwsearch.types.plain import to_json
 
 WEIGHTS = "weights.npz"
-"""Beside an artifact, and in its bundle: the float weights that training after compression found."""
+"""In a bundle: the float weights that training after compression found."""
+
+
+def trained_weights(run: Path, key: str) -> Path:
+    """Where a run keeps those of a trained candidate."""
+    return run / "work" / "trained" / f"{key}.npz"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
