@@ -64,9 +64,10 @@ def target(tmp_path_factory):
     return str(path)
 
 
-def compressed(folder, target, **goals):
+def compressed(folder, target, limits=None, **goals):
+    settings = QUICK | {"limits": limits or {}}
     return hs.compress(
-        Residual(), data=DATA, target=target, goals=hs.Goals(**goals), out=folder / "runs", name="tiny", **QUICK
+        Residual(), data=DATA, target=target, goals=hs.Goals(**goals), out=folder / "runs", name="tiny", **settings
     )
 
 
@@ -116,9 +117,11 @@ def test_it_is_exported_like_any_other_model(met, tmp_path):
 
 
 def test_accuracy_is_kept_where_it_comes_first(tmp_path, target):
-    strict = compressed(tmp_path, target, max_drop=0.0, sparsity=Sparsity(metric="macs", goal=0.9))
+    goal = Sparsity(metric="macs", goal=0.9)
+    strict = compressed(tmp_path, target, limits={"size_mb": 1e-4}, max_drop=0.0, sparsity=goal)
     assert strict.sparsity.goal < 0.88
     assert any("--keep sparsity" in line for line in strict.unmet)
+    assert any(line.startswith("limits.size_mb is exceeded by") for line in strict.unmet)
     judged = [trial.outcome.accuracy.value for trial in (strict.run.trial(strict.key), strict.run.trials[0])]
     assert judged[0] >= judged[1]
 

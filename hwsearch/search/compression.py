@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -208,7 +208,7 @@ def _described(session: Session, run: Run, trials: Sequence[Trial], goals: Goals
         goal=goal,
         ranges=chosen.candidate.recipe.get("ranges", session.search.config.quantize.ranges),
         cpu_ms=cpu_ms(session.evaluator, original, chosen),
-        unmet=_unmet(goals, goal, reached, found.drop_points),
+        unmet=(*_unmet(goals, goal, reached, found.drop_points), *_over(chosen)),
     )
 
 
@@ -221,6 +221,13 @@ def _unmet(goals: Goals, goal: Sparsity | None, reached: float, lost: float) -> 
     if lost > goals.max_drop:
         problems.append(f"{lost:.2f} points of accuracy are lost on new examples, {goals.max_drop:g} were allowed")
     return tuple(problems)
+
+
+def _over(trial: Trial) -> Iterator[str]:
+    """Limits of the study that a model exceeds."""
+    for name, amount in trial.constraints.items():
+        if amount > 0:
+            yield f"limits.{name} is exceeded by {amount:.3g}"
 
 
 def _methods(config: StudyConfig, target: Target) -> tuple[str, ...]:
