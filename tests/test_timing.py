@@ -275,6 +275,16 @@ def test_a_steady_ratio_is_found_whatever_the_machine_does(machine_speed, ratio)
     assert found.verdict == "slower"
 
 
+def test_interruptions_that_hit_the_slower_model_more_often_do_not_change_the_ratio():
+    draw = np.random.default_rng(0)
+    interrupted = [
+        ms * np.where(draw.random(60) < share, draw.uniform(2, 5, 60), 1) for ms, share in ((1, 0.3), (4, 0.9))
+    ]
+    found = compare(*(samples(list(rounds)) for rounds in interrupted))
+    assert found.ratio == pytest.approx(0.25, rel=0.01)
+    assert found.ci95[0] < 0.25 * 0.8  # such a campaign is not to be trusted much
+
+
 def test_models_of_different_campaigns_cannot_be_compared():
     with pytest.raises(ValueError, match="one campaign"):
         compare(samples([1.0] * 8), samples([1.0] * 9))

@@ -21,6 +21,7 @@ from hwsearch.types import Latency
 Verdict = Literal["faster", "slower", "tied"]
 
 LEAST_ROUNDS = 6  # however slow the model: below this no test at the 95 % level exists
+SLOW_SECONDS = math.log(1.2)  # a virtual machine runs some 15 % slower for seconds while its other core is busy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +180,8 @@ def compare(first: Samples, second: Samples, *, policy: TimingPolicy = DEFAULT_P
     The ratio of the two minima, held within the 95 % signed-rank interval of the ratios in each round. The minima alone
     err by up to 10 % when only one model met a fast moment of the machine; the rounds alone keep what the sessions'
     memory layouts add. The interval joins the narrower of the two errors, their disagreement and `session_sigma`.
-    Marked rounds take part: both estimates withstand them.
+    Marked rounds take part: both estimates withstand some. Where the two disagree by more than slow seconds of the
+    machine explain, a model was interrupted in most rounds, the slower one more often; then the minima alone tell.
     """
     if len(first.rounds_ns) != len(second.rounds_ns):
         raise ValueError("only models of one campaign can be compared: the rounds do not pair up")
@@ -187,8 +189,11 @@ def compare(first: Samples, second: Samples, *, policy: TimingPolicy = DEFAULT_P
     of_minima = float(logs[0].min() - logs[1].min())
     _, low, high = signed_rank_interval(logs[0] - logs[1])
     centre = min(max(of_minima, low), high)
+    pulled = abs(of_minima - centre)
+    if pulled > SLOW_SECONDS:
+        centre = of_minima
     of_rounds = min(Z95 * math.hypot(*map(minimum_standard_error, logs)), (high - low) / 2)
-    half_width = math.hypot(of_rounds, of_minima - centre, Z95 * math.sqrt(2) * policy.session_sigma)
+    half_width = math.hypot(of_rounds, pulled, Z95 * math.sqrt(2) * policy.session_sigma)
     verdict: Verdict = "tied" if abs(centre) <= half_width else "faster" if centre < 0 else "slower"
     interval = math.exp(centre - half_width), math.exp(centre + half_width)
     return Comparison(ratio=math.exp(centre), ci95=interval, verdict=verdict)
