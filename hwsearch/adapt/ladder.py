@@ -121,7 +121,7 @@ def climb(
 
     A rung stays if the accuracy on labelled examples it was not trained on rises, or, without labels or between equals,
     if predictions tell more about the images. The third rung needs labels, and is judged by a third of them before it
-    is trained on all.
+    is trained on all; that accuracy must rise, since whatever is trained on labels predicts more decidedly.
 
     Args:
         network: In eval mode; left as it is.
@@ -142,7 +142,7 @@ def climb(
         before = judge(current, judged, source)
         changed = _taken(rung, current, _trained_on(scene) if rung == "migrate" else scene, source, how, network)
         after = judge(changed, judged, source)
-        kept, reason = _verdict(before, after)
+        kept, reason = _verdict(before, after, trained=rung == "migrate")
         if kept:
             current = _taken(rung, current, scene, source, how, network) if rung == "migrate" else changed
             migrated = migrated or rung == "migrate"
@@ -186,17 +186,15 @@ def _accuracy(network: nn.Module, scene: Scene) -> float:
     return float(right.float().mean())
 
 
-def _verdict(before: State, after: State) -> tuple[bool, str]:
-    if before.accuracy is not None and after.accuracy is not None and before.accuracy != after.accuracy:
-        better = after.accuracy > before.accuracy
-        moved = "rose" if better else "fell"
-        return better, f"accuracy on labelled examples {moved} from {before.accuracy:.3f} to {after.accuracy:.3f}"
-    better = after.information > before.information
-    moved = "rose" if better else "did not rise"
-    return (
-        better,
-        f"information in the predictions {moved}: {before.information:.3f} before, {after.information:.3f} after",
-    )
+def _verdict(before: State, after: State, *, trained: bool) -> tuple[bool, str]:
+    if before.accuracy is not None and after.accuracy is not None and (trained or before.accuracy != after.accuracy):
+        return _risen("accuracy on labelled examples", before.accuracy, after.accuracy)
+    return _risen("information in the predictions", before.information, after.information)
+
+
+def _risen(what: str, before: float, after: float) -> tuple[bool, str]:
+    better = after > before
+    return better, f"{what} {'rose' if better else 'did not rise'}: {before:.3f} before, {after:.3f} after"
 
 
 def _held_out(scene: Scene) -> Scene:
