@@ -78,7 +78,7 @@ def with_features(loss: Loss, weight: float, points: Points) -> Loss:
     sizes = list(points.values())
 
     def both(outputs: Tensor, targets: Tensor) -> Tensor:
-        answers, *read = outputs.split([outputs.shape[2] - sum(sizes), *sizes], dim=2)
+        answers, *read = torch.split(outputs, [outputs.shape[2] - sum(sizes), *sizes], dim=2)
         return loss(answers, targets) + weight * torch.stack([_distance(part) for part in read]).mean()
 
     return both
