@@ -1,6 +1,6 @@
 """Whether a dashboard that looks at a run every 10 s disturbs what is measured beside it.
 
-    python studies/benchmarks/report/beside.py [--rounds 6] [--models 10] [--evaluations 500]
+    python studies/benchmarks/report/beside.py [--rounds 3] [--models 24] [--evaluations 500]
 
 Campaigns of `hwsearch benchmark` over the same model files, by turns alone and with the dashboard's page open in
 headless Chromium on the same machine (alone, beside, beside, alone), while evaluations of a search of hundreds come in,
@@ -36,8 +36,8 @@ TURNS = (False, True, True, False)
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=6, help="of four campaigns each")
-    parser.add_argument("--models", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=3, help="of four campaigns each")
+    parser.add_argument("--models", type=int, default=24, help="enough that a campaign outlasts a refresh")
     parser.add_argument("--evaluations", type=int, default=500, help="there when the dashboard starts")
     asked = parser.parse_args()
     made = make_run(asked.evaluations + 300, blocks=19)
