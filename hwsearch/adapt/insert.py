@@ -226,6 +226,8 @@ def _mixes(layer: nn.Module) -> bool:
 
 
 def _is_sparse(layer: Any) -> bool:
+    if layer.weight.is_meta:  # a network that only has its sizes
+        return False
     return SPARSE < float((layer.weight == 0).float().mean()) < 1
 
 
