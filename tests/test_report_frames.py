@@ -107,6 +107,7 @@ def test_a_lower_is_better_metric_is_shown_as_it_is():
     assert shown.show(0.12345) == "0.1235"
     assert "lower is better" in shown.axis
     assert units(make_run()).show(0.9123) == "91.23 %"
+    assert units(make_run()).show(0.87125) == "87.13 %"  # as JavaScript rounds it
 
 
 # --------------------------------------------------------------------------- layers

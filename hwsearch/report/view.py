@@ -85,8 +85,8 @@ class Units:
         return f"{self.label}{unit}" if self.higher_is_better else f"{self.label}{unit}, lower is better"
 
     def show(self, value: float) -> str:
-        """A stored value as text, e.g. ``91.2 %``."""
-        return f"{self.factor * value:.{self.decimals}f}{self.suffix}"
+        """A stored value as text, e.g. ``91.2 %``; halves upwards, as the page's script has it."""
+        return f"{self.factor * value * (1 + 1e-12):.{self.decimals}f}{self.suffix}"
 
 
 def units(run: RunView) -> Units:
