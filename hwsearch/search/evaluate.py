@@ -38,6 +38,7 @@ from hwsearch.search.latency import latency_source
 from hwsearch.search.run_options import latency_options
 from hwsearch.search.stopwatch import Stopwatch
 from hwsearch.search.training import Trainer
+from hwsearch.store import atomic_write
 from hwsearch.types import (
     Accuracy,
     Artifact,
@@ -264,7 +265,8 @@ class Evaluator:
                 lambda parameters: self._builder.ranges(bind(network, candidate, parameters, path), candidate),
             )
         watch.seconds["recover"] = found.seconds  # of earlier processes as well
-        np.savez(trained_weights(self.folder, candidate.key), **found.parameters)  # type: ignore[arg-type]
+        with atomic_write(trained_weights(self.folder, candidate.key)) as stream:
+            np.savez(stream, **found.parameters)  # type: ignore[arg-type]
         return bind(network, candidate, found.parameters, path), found.ranges
 
     def _stitch(self, candidate: Candidate, refit_images: int | None = None) -> CompressedModel:
