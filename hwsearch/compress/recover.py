@@ -40,6 +40,8 @@ Parameters = dict[str, NDArray[np.float32]]
 Observe = Callable[[Parameters], Mapping[str, TensorRange]]
 
 PREFIX = "recover."
+RESULT = ".pt"
+"""Suffix of what training made of a candidate; the two below are states on the way."""
 FLOAT, ROUNDED = ".float", ".rounded"
 ROUNDED_SHARE, ROUNDED_LR = 0.3, 0.25
 """Of the time and of the learning rate: for the part of training that has rounding in it."""
@@ -145,7 +147,7 @@ class Recovery:
             EvaluationError: training diverged, or gained nothing.
             TrainingStoppedError: `stop` said so.
         """
-        path = self._folder / f"{self._key(candidate, start)}.pt"
+        path = self._folder / f"{self._key(candidate, start)}{RESULT}"
         if path.exists():
             return _load(path)
         try:

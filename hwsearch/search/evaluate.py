@@ -53,7 +53,7 @@ from hwsearch.types import (
     TensorRange,
     Trial,
 )
-from hwsearch.types.built import trained_weights
+from hwsearch.types.built import trained_folder, trained_weights
 
 CAMPAIGN_SLACK = 4.0
 SCREEN_IMAGES = 512  # of the search split, after which a hopeless candidate is given up
@@ -107,7 +107,7 @@ class Evaluator:
         self.judge = Judge(subject.network, subject.splits, subject.metric, self.work)
         self.trainer = Trainer(
             subject.network, subject.splits, subject.metric, config, self.reconstructor, self.judge,
-            self.work / "trained", stop=stop, on_epoch=on_epoch,
+            trained_folder(folder), stop=stop, on_epoch=on_epoch,
         )  # fmt: skip
 
     def __enter__(self) -> Self:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hwsearch.compress.recover import RESULT, Recipe, is_trained
 from hwsearch.errors import ConfigError
 from hwsearch.search.finalists import finalise
 from hwsearch.search.loop import evaluated, tell
@@ -14,6 +16,9 @@ from hwsearch.search.progress import Watcher, silent
 from hwsearch.search.run import Run
 from hwsearch.search.session import opened
 from hwsearch.space.space import encode
+from hwsearch.store import atomic_write
+from hwsearch.types import Candidate
+from hwsearch.types.built import trained_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,7 @@ def rerank(run: Run, target: str, *, out: Path | None = None, progress: Watcher 
     folder = study / Path(target).stem
     with opened(run.config, subject, ready, folder, watch=progress, stop=threading.Event()) as session:
         space, search = session.identity.space, session.search
+        _take_along(run, finalists, folder)
         allowed = [candidate for candidate in finalists if encode(space, candidate) is not None]
         for candidate in allowed:
             tell(search, "search", f"finalist {candidate.key}")
@@ -57,3 +63,17 @@ def rerank(run: Run, target: str, *, out: Path | None = None, progress: Watcher 
         tell(search, "done", "")
     kept = {candidate.key for candidate in allowed}
     return Reranked(Run.open(folder), tuple(c.key for c in finalists if c.key not in kept))
+
+
+def _take_along(run: Run, finalists: Sequence[Candidate], folder: Path) -> None:
+    """Copy what training made of the finalists, so that they are not trained again.
+
+    Float weights are right for any device; where rounding was trained, it was that of the device the run searched on.
+    """
+    if any(is_trained(candidate) and Recipe.of(candidate).qat for candidate in finalists):
+        return
+    for path in trained_folder(run.path).glob(f"*{RESULT}"):
+        copy = trained_folder(folder) / path.name
+        if not copy.exists():
+            with atomic_write(copy) as stream:
+                stream.write(path.read_bytes())

@@ -14,9 +14,14 @@ WEIGHTS = "weights.npz"
 """In a bundle: the float weights that training after compression found."""
 
 
+def trained_folder(run: Path) -> Path:
+    """Where a run keeps what training made of candidates."""
+    return run / "work" / "trained"
+
+
 def trained_weights(run: Path, key: str) -> Path:
-    """Where a run keeps those of a trained candidate."""
-    return run / "work" / "trained" / f"{key}.npz"
+    """The float weights of a trained candidate."""
+    return trained_folder(run) / f"{key}.npz"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,10 +1,13 @@
 """Do sums of sensitivities rank candidates as their true losses do, and are models as fast as was asked for?
 
     python studies/benchmarks/search/surrogate.py ranks STUDY FOLDER      # FOLDER of compare.py, with other methods
+    python studies/benchmarks/search/surrogate.py drawn STUDY FOLDER
     python studies/benchmarks/search/surrogate.py requested STUDY FOLDER
 
 `ranks` needs no evaluation: candidates that `compare.py` evaluated for other methods are ranked by the sum of their
-sensitivities, before and after the calibration by one guided search, and by the divergence of the built model.
+sensitivities, before and after the calibration by one guided search, and by the divergence of the built model. `drawn`
+evaluates candidates drawn at random, of which each has a random share of all choices changed, so that they are spread
+over all degrees of damage; where all choices are random, as in random search, nearly every model is destroyed.
 `requested` asks for models at twenty latencies, builds and measures them, half of them to learn from.
 """
 
@@ -24,8 +27,9 @@ from hwsearch.search.evaluate import Evaluator
 from hwsearch.search.guided.guidance import Guidance
 from hwsearch.search.guided.proposer import calibrated
 from hwsearch.search.prepare import identity, load_subject, ready_target, space_for
+from hwsearch.search.pricing.pricing import Pricing
 from hwsearch.search.run import Identity
-from hwsearch.space.space import baselines
+from hwsearch.space.space import baselines, decode, dimensions
 from hwsearch.types import Candidate, Latency, Success, Trial, from_json
 
 app = typer.Typer()
@@ -35,28 +39,52 @@ UNGUIDED = ("random", "tpe", "nsga2")  # methods whose candidates owe nothing to
 
 @app.command()
 def ranks(study: Path, folder: Path, target: str = "ort-cpu") -> None:
-    """Spearman correlation of surrogate and divergence, over all candidates of other methods and the useful ones."""
+    """Spearman correlation of surrogate and divergence, over the candidates of other methods."""
     config = load_study(study, ["latency=table"])
     with _evaluator(config, target, folder / "work-guided") as (evaluator, facts):
-        guidance = Guidance(evaluator, facts, config, folder / "work-guided")
-        pricing = guidance.pricing([])
-        assert pricing is not None
-        seen = [t for method in UNGUIDED for path in folder.glob(f"{method}-*.json") for t in _trials(path)]
-        found = {t.candidate.key: (t.candidate, t.outcome.accuracy) for t in seen if isinstance(t.outcome, Success)}
-        features = np.array([pricing.features(candidate) for candidate, _ in found.values()])
-        truth = np.array([accuracy.divergence for _, accuracy in found.values()])
-        useful = np.array([accuracy.value for _, accuracy in found.values()]) >= 0.8 * max(
-            accuracy.value for _, accuracy in found.values()
-        )
-        print(f"{len(truth)} candidates of {', '.join(UNGUIDED)}; {useful.sum()} keep 80 % of the accuracy")
-        for path in sorted(folder.glob("guided-*.json")):
-            for count in (0, 20, 50, 100):
-                weights = calibrated(pricing, _trials(path)[:count]).weights
-                total = features @ weights
-                print(
-                    f"{path.stem}, calibrated by {count:3d}: all {_spearman(total, truth):.3f}, "
-                    f"useful {_spearman(total[useful], truth[useful]):.3f}"
-                )
+        pricing = _pricing(evaluator, facts, config, folder)
+        trials = {method: _searched(folder, method) for method in UNGUIDED}
+        _correlate(", ".join(UNGUIDED), [t for found in trials.values() for t in found], pricing, folder)
+        _correlate("random", trials["random"], pricing, folder)
+
+
+@app.command()
+def drawn(study: Path, folder: Path, target: str = "ort-cpu", count: int = 100, seed: int = 0) -> None:
+    """The same over candidates drawn at random, from one choice changed to all."""
+    config = load_study(study, ["latency=table"])
+    with _evaluator(config, target, folder / "work-guided") as (evaluator, facts):
+        pricing = _pricing(evaluator, facts, config, folder)
+        trials = []
+        for number, candidate in enumerate(_draw(facts, count, seed)):
+            outcome, seconds = evaluator.evaluate(candidate)
+            trials.append(Trial(number=number, candidate=candidate, baseline=None, outcome=outcome,
+                                constraints={}, seconds=seconds))  # fmt: skip
+        _correlate(f"{count} drawn", trials, pricing, folder)
+
+
+def _draw(facts: Identity, count: int, seed: int) -> Iterator[Candidate]:
+    """Candidates that have a random share of their choices changed, and those at random."""
+    random = np.random.default_rng(seed)
+    for share in random.uniform(size=count):
+        changed = [d for d in dimensions(facts.space) if random.uniform() < share]
+        yield decode(facts.space, facts.source, {d.name: int(random.integers(d.size)) for d in changed})
+
+
+def _correlate(name: str, trials: list[Trial], pricing: Pricing, folder: Path) -> None:
+    """Print the correlation over all of the trials and over the useful ones, by each calibration."""
+    found = {t.candidate.key: (t.candidate, t.outcome.accuracy) for t in trials if isinstance(t.outcome, Success)}
+    features = np.array([pricing.features(candidate) for candidate, _ in found.values()])
+    truth = np.array([accuracy.divergence for _, accuracy in found.values()])
+    values = np.array([accuracy.value for _, accuracy in found.values()])
+    useful = values >= 0.8 * values.max()
+    print(f"{name}: {len(truth)} candidates; {useful.sum()} keep 80 % of the accuracy")
+    for path in sorted(folder.glob("guided-*.json")):
+        for count in (0, 20, 50, 100):
+            total = features @ calibrated(pricing, _trials(path)[:count]).weights
+            print(
+                f"{path.stem}, calibrated by {count:3d}: all {_spearman(total, truth):.3f}, "
+                f"useful {_spearman(total[useful], truth[useful]):.3f}"
+            )
 
 
 @app.command()
@@ -64,9 +92,7 @@ def requested(study: Path, folder: Path, target: str = "ort-cpu", limits: int = 
     """Measured against requested latency of the solver's models."""
     config = load_study(study, ["latency=auto"])
     with _evaluator(config, target, folder / "work-guided") as (evaluator, facts):
-        guidance = Guidance(evaluator, facts, config, folder / "work-guided")
-        pricing = guidance.pricing([])
-        assert pricing is not None
+        pricing = _pricing(evaluator, facts, config, folder)
         for number, (name, candidate) in enumerate(baselines(facts.space).items()):
             outcome, seconds = evaluator.evaluate(candidate, baseline=True)
             evaluator.remember(Trial(number=number, candidate=candidate, baseline=name, outcome=outcome,
@@ -99,6 +125,17 @@ def _evaluator(config: StudyConfig, target: str, folder: Path) -> Iterator[tuple
     subject, ready = load_subject(config), ready_target(target, config)
     with Evaluator(subject, ready, config, folder) as evaluator:
         yield evaluator, identity(subject, ready, space_for(subject, ready, config), config)
+
+
+def _pricing(evaluator: Evaluator, facts: Identity, config: StudyConfig, folder: Path) -> Pricing:
+    """Latencies and sensitivities of all choices."""
+    found = Guidance(evaluator, facts, config, folder / "work-guided").pricing([])
+    assert found is not None
+    return found
+
+
+def _searched(folder: Path, method: str) -> list[Trial]:
+    return [trial for path in sorted(folder.glob(f"{method}-*.json")) for trial in _trials(path)]
 
 
 def _trials(path: Path) -> list[Trial]:
