@@ -207,7 +207,14 @@ def archive(path, **arrays):
 
 def test_data_that_do_not_fit_are_refused_before_anything_is_computed(run, bundle, tmp_path):
     images, labels = np.zeros((40, 16, 16, 1), np.uint8), np.arange(40) % 10
+    (tmp_path / "text.npz").write_text("not what it is called")
+    whole = archive(tmp_path / "whole.npz", images=images, labels=labels)
+    (tmp_path / "half.npz").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     cases = {
+        "text.npz": tmp_path / "text.npz",
+        "cut short": tmp_path / "half.npz",
+        "cannot read the arrays": archive(tmp_path / "pickled.npz", images=np.array([{}], object), labels=labels),
+        "no file at": tmp_path / "nothing.npz",
         "shape": archive(tmp_path / "a.npz", images=np.zeros((40, 16, 16, 3), np.uint8), labels=labels),
         "12 classes": archive(tmp_path / "b.npz", images=images, labels=labels, classes=np.arange(12)),
         "labels of c.npz are 0 to 12": archive(tmp_path / "c.npz", images=images, labels=np.arange(40) % 13),
@@ -244,6 +251,8 @@ def test_what_makes_no_sense_is_refused_before_anything_is_computed(run, bundle,
         "is a file": ("migrate", bundle, "--data", scene, "--out", scene),
         "no bundle at": ("rollback", tmp_path / "nothing"),
         "which says nothing of when": ("watch", bundle, "--data", tmp_path / "photos"),
+        "unknown rung `recalibrat`": ("update", bundle, "--data", scene, "--rung", "recalibrat"),
+        "unknown kind of adapter": ("update", bundle, "--data", scene, "--kind", "prompt"),
         "short.npz has 20 examples": ("watch", bundle, "--data", short, "--trigger", "fixed"),
     }
     for message, command in cases.items():

@@ -14,7 +14,7 @@ from hwsearch.adapt.ladder import Scene
 from hwsearch.config import DataConfig, NormalizeConfig
 from hwsearch.errors import DataError
 from hwsearch.model.pools import ArrayPool, Normalize, Pool
-from hwsearch.model.sources import load_pools
+from hwsearch.model.sources import load_pools, read_arrays
 
 UNLABELLED = 512
 """Most images used without their labels."""
@@ -173,11 +173,7 @@ def _pool(spec: str, fit: Fit, base_dir: Path) -> tuple[Pool, bool]:
 
 
 def _archive(path: Path, fit: Fit) -> tuple[Pool, bool]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays: dict[str, NDArray[Any]] = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError) as error:
-        raise DataError(f"not an archive of arrays: {path}", where=str(error)) from error
+    arrays = read_arrays(path)
     if "classes" in arrays:
         _check_classes(path.name, len(arrays["classes"]), fit)
     labelled = "labels" in arrays

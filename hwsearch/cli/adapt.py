@@ -157,6 +157,7 @@ def _opened(bundle: Path, data: str, how: Ladder) -> tuple[Deployed, SceneData]:
     from hwsearch.export.deployed import fit_of, open_deployed
     from hwsearch.export.manifest import parse_manifest, read_facts
 
+    _check(how)
     fit = fit_of(parse_manifest(read_facts(bundle)))
     scene = load_scene(data, fit, shots=how.shots, seed=how.seed)
     note(f"rebuilding the network of {bundle}")
@@ -165,16 +166,15 @@ def _opened(bundle: Path, data: str, how: Ladder) -> tuple[Deployed, SceneData]:
 
 def _climbed(deployed: Deployed, scene: SceneData, how: Ladder) -> tuple[Climb, Adaptation]:
     from hwsearch.adapt.insert import AdapterSpec
-    from hwsearch.adapt.ladder import climb
+    from hwsearch.adapt.ladder import RUNGS, climb
     from hwsearch.adapt.migrate import Migration
     from hwsearch.export.update import Adaptation
 
     started = time.perf_counter()
-    if how.kind not in ("repadapter", "lora"):
-        raise ConfigError(f"unknown kind of adapter `{how.kind}`", where="--kind", allowed="repadapter, lora")
     spec = AdapterSpec(kind=how.kind, rank=how.rank, seed=how.seed)  # type: ignore[arg-type]
+    rungs = tuple(rung for rung in RUNGS if not how.rung or rung in how.rung)
     found = climb(
-        deployed.base, scene.scene, deployed.source, rungs=_rungs(how.rung), goal=how.goal, on_step=_tell_step,
+        deployed.base, scene.scene, deployed.source, rungs=rungs, goal=how.goal, on_step=_tell_step,
         how=Migration(spec=spec, steps=how.steps, seed=how.seed),
     )  # fmt: skip
     return found, Adaptation(
@@ -201,12 +201,14 @@ def _read(adapter: Path, deployed: Deployed) -> Adaptation:
     )
 
 
-def _rungs(names: list[str] | None) -> tuple[Any, ...]:
+def _check(how: Ladder) -> None:
+    """Refuse names nothing is known by, before anything is computed."""
     from hwsearch.adapt.ladder import RUNGS
 
-    if wrong := [name for name in names or () if name not in RUNGS]:
+    if wrong := [name for name in how.rung or () if name not in RUNGS]:
         raise ConfigError(f"unknown rung `{wrong[0]}`", where="--rung", allowed=", ".join(RUNGS))
-    return tuple(rung for rung in RUNGS if not names or rung in names)
+    if how.kind not in ("repadapter", "lora"):
+        raise ConfigError(f"unknown kind of adapter `{how.kind}`", where="--kind", allowed="repadapter, lora")
 
 
 # --------------------------------------------------------------------------- what is said

@@ -6,6 +6,8 @@ import importlib.util
 import io
 import pickle
 import re
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,23 @@ SHAPES_OF_DATA = (
     ("train", "test"),
     ("all",),
 )
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of an ``.npz`` archive by name; pickled objects are refused.
+
+    Raises:
+        DataError: there is no such archive, or it is damaged.
+    """
+    if not path.exists():
+        raise DataError(f"no file at {path}")
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"not an .npz archive, or cut short: {path}", allowed="what numpy.savez writes")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"cannot read the arrays of {path}", where=str(error)) from error
 
 
 def load_pools(config: Any, *, base_dir: Path) -> Pools:
@@ -131,10 +150,10 @@ def _cifar10(config: Any, base_dir: Path) -> Pools:
 def _read_archives(folder: Path, name: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     parts = []
     for path in sorted(folder.glob(f"{name}*.npz")):
+        arrays = read_arrays(path)
         try:
-            with np.load(path, allow_pickle=False) as archive:
-                parts.append((archive["images"].transpose(0, 3, 1, 2), archive["labels"].astype(np.int64)))
-        except (OSError, ValueError, KeyError) as error:
+            parts.append((arrays["images"].transpose(0, 3, 1, 2), arrays["labels"].astype(np.int64)))
+        except (ValueError, KeyError) as error:
             raise DataError(
                 f"not a CIFAR-10 archive: {path}",
                 where=str(error),
