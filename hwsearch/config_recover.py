@@ -36,6 +36,7 @@ class RecoverConfig(Section):
         method: Training on the original's outputs beside the labels (``distill``) or on labels alone (``finetune``).
         minutes: Of training for one target, split over the models that are trained.
         top: How many those are.
+        models: Keys of models of the run, or how they begin, that are trained before any other.
         accuracy_drop_points: Training goes for the fastest model that loses no more than this on the search split; None
             to go for the whole front within the study's own limit.
         qat: Whether training ends with rounding in the network; ``auto``: where rounding alone costs .3 % of the
@@ -53,6 +54,7 @@ class RecoverConfig(Section):
     method: Literal["none", "distill", "finetune"] = "none"
     minutes: Positive = 10.0
     top: Count = 5
+    models: tuple[str, ...] = ()
     accuracy_drop_points: Positive | None = None
     qat: Literal["auto"] | bool = "auto"
     lr: Positive | None = None

@@ -29,7 +29,7 @@ from hwsearch.model.train import train
 from hwsearch.search.api import search
 from hwsearch.search.guided.predictions import Prediction, Predictions
 from hwsearch.search.prepare import load_subject
-from hwsearch.search.recovery import Healing, most_promising, with_recipe
+from hwsearch.search.recovery import Healing, asked_for, most_promising, with_recipe
 from hwsearch.search.run import Run
 from hwsearch.search.study import run_study
 from hwsearch.types import Accuracy, Artifact, Candidate, Failure, Latency, Success, Trial
@@ -128,6 +128,21 @@ def test_a_uniform_number_format_that_loses_much_is_trained_too():
     assert found.candidate == coarse.candidate
     assert Recipe.of(with_recipe(found, (BASELINES[0], coarse), study(), 1.0)).qat
     assert most_promising(BASELINES, None, study()) is None
+
+
+def test_a_study_may_name_the_models_to_train():
+    models = [trial(n, 0.9 - 0.01 * n, 0.4 - 0.02 * n) for n in (2, 3, 4)]
+    keys = [t.candidate.key for t in models]
+    run = (*BASELINES, *models)
+    assert asked_for(run, ()) is None
+    assert asked_for(run, (keys[1][:6], keys[0])).candidate == models[1].candidate
+    run = (*run, trained(models[1], 0.89))
+    assert asked_for(run, (keys[1][:6], keys[0])).candidate == models[0].candidate
+    assert asked_for((*run, trained(models[0], 0.0, failed=True)), (keys[1], keys[0])) is None
+    with pytest.raises(ConfigError, match="no evaluated model has the key `nothing`"):
+        asked_for(run, ("nothing",))
+    with pytest.raises(ConfigError, match="several models have"):
+        asked_for(run, ("",))
 
 
 def test_predicted_models_count_as_well():

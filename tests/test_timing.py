@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from hwsearch.backends.campaign import measure_interleaved
 from hwsearch.backends.intervals import minimum_standard_error, signed_rank_interval
-from hwsearch.backends.timing import Samples, TimingPolicy, combined, compare, summarise, through_reference
+from hwsearch.backends.timing import (
+    Samples,
+    TimingPolicy,
+    between_campaigns,
+    combined,
+    compare,
+    summarise,
+    through_reference,
+)
 from hwsearch.types import Latency, from_json, to_json
 
 
@@ -300,6 +308,19 @@ def test_through_the_reference_campaigns_agree_although_one_ran_on_a_slow_machin
     assert rescaled.best_ms == pytest.approx(undisturbed.best_ms)
     assert rescaled.median_ms == pytest.approx(undisturbed.median_ms)
     assert rescaled.ci95_ms[0] < 3 < rescaled.ci95_ms[1]
+
+
+def test_where_the_reference_ran_at_full_speed_the_best_rounds_tell():
+    """The model was interrupted in most rounds, the reference in few."""
+    hit, spared = [3.0, 3.3, 3.3, 3.35, 3.3, 3.4, 3.3, 3.3], [2.0] * 8
+    found = summarise(samples(hit), samples(spared))
+    assert found.reference_ratio > 1.55
+    settled = between_campaigns(found, 1.98)
+    assert settled.best_ms == pytest.approx(3.0 * 1.98 / 2.0)
+    assert settled.ratio == pytest.approx(1.5)
+    assert settled.ci95_ms[0] < settled.best_ms < settled.ci95_ms[1]
+    slow = between_campaigns(found, 2 / 1.1)  # the machine was 10 % slower throughout
+    assert slow == through_reference(found, 2 / 1.1)
 
 
 def test_through_the_reference_needs_one():

@@ -23,6 +23,9 @@ Verdict = Literal["faster", "slower", "tied"]
 LEAST_ROUNDS = 6  # however slow the model: below this no test at the 95 % level exists
 SLOW_SECONDS = math.log(1.2)  # a virtual machine runs some 15 % slower for seconds while its other core is busy
 
+FULL_SPEED = 1.05
+"""A reference that is slower than so many times its known latency was slow in every round."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimingPolicy:
@@ -124,6 +127,19 @@ def summarise(
         reference_ratio=None if against is None else against.ratio,
         reference_ratio_ci95=None if against is None else against.ci95,
     )
+
+
+def between_campaigns(latency: Latency, floor_ms: float) -> Latency:
+    """The latency on the scale of campaigns in which the reference takes `floor_ms`.
+
+    Where the reference came near that, the machine ran at full speed in some of the rounds, and the ratio of the two
+    minima tells: paired rounds hold what interrupted one of the models more often. Else `through_reference`.
+    """
+    if latency.reference_ms is None or latency.reference_ms > FULL_SPEED * floor_ms:
+        return through_reference(latency, floor_ms)
+    ratio, low, high = (ms / latency.reference_ms for ms in (latency.best_ms, *latency.ci95_ms))
+    of_minima = dataclasses.replace(latency, reference_ratio=ratio, reference_ratio_ci95=(low, high))
+    return through_reference(of_minima, floor_ms)
 
 
 def through_reference(latency: Latency, floor_ms: float) -> Latency:

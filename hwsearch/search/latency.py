@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hwsearch.backends.timing import through_reference
+from hwsearch.backends.timing import between_campaigns
 from hwsearch.config import StudyConfig
 from hwsearch.errors import ConfigError
 from hwsearch.latency.build import target_device
@@ -64,7 +64,7 @@ class LatencySource:
         if predicted is not None and not self._worth_measuring(predicted, accuracy, baseline):
             return predicted
         found = self.measure({candidate.key: (artifact, candidate)})[candidate.key]
-        return found if self._floor_ms is None else through_reference(found, self._floor_ms)
+        return found if self._floor_ms is None else between_campaigns(found, self._floor_ms)
 
     def together(self, models: Models) -> dict[str, Latency]:
         """Latency of the finalists, measured in turns; predicted only where there is no device to measure on."""

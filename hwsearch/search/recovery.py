@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from hwsearch.compress.fake_quantize import ROUNDED
 from hwsearch.compress.recover import Recipe, is_trained, learning_rate, untrained
 from hwsearch.config import StudyConfig
-from hwsearch.errors import TrainingStoppedError
+from hwsearch.errors import ConfigError, TrainingStoppedError
 from hwsearch.search import storage
 from hwsearch.search.front import costs_of
 from hwsearch.search.guided.predictions import Predictions
@@ -116,7 +116,9 @@ def recover(search: Search, predictions: Predictions | None) -> None:
         minutes = config.minutes - sum(trial.seconds.get(STAGE, 0.0) for trial in trained) / 60
         if len(trained) >= config.top or minutes < LEAST_SHARE * config.minutes:
             return
-        prospect = most_promising(trials, predictions if probed < PROBES else None, search.config)
+        prospect = asked_for(trials, config.models) or most_promising(
+            trials, predictions if probed < PROBES else None, search.config
+        )
         if prospect is None:
             return
         if not prospect.evaluated:
@@ -155,6 +157,26 @@ def with_recipe(prospect: Prospect, trials: Sequence[Trial], config: StudyConfig
     )
     candidate = prospect.candidate
     return dataclasses.replace(candidate, recipe=dict(sorted((candidate.recipe | recipe.choices()).items())))
+
+
+def asked_for(trials: Sequence[Trial], keys: Sequence[str]) -> Prospect | None:
+    """The first model that the study names and that was not trained yet; None if it names no more.
+
+    Raises:
+        ConfigError: none, or several, of the evaluated models have such a key.
+    """
+    known = [prospect for prospect in _evaluated(trials) if not is_trained(prospect.candidate)]
+    for key in keys:
+        found = [prospect for prospect in known if prospect.candidate.key.startswith(key)]
+        if len(found) != 1:
+            raise ConfigError(
+                f"{'several models have' if found else 'no evaluated model has'} the key `{key}`",
+                where="recover.models",
+                allowed="keys as `hwsearch front` and the report show them",
+            )
+        if found[0].candidate.key not in _trained_keys(trials):
+            return found[0]
+    return None
 
 
 def most_promising(trials: Sequence[Trial], predictions: Predictions | None, config: StudyConfig) -> Prospect | None:
@@ -198,19 +220,28 @@ def _aimed(config: StudyConfig) -> StudyConfig:
     return config.model_copy(update={"limits": config.limits.model_copy(update={"accuracy_drop_points": aim})})
 
 
+def _trained_keys(trials: Sequence[Trial]) -> set[str]:
+    """Keys of the models that were trained, and of what became of them."""
+    return {key for trial in trials if is_trained(c := trial.candidate) for key in (c.key, untrained(c).key)}
+
+
 def _prospects(trials: Sequence[Trial], predictions: Predictions | None) -> Iterator[Prospect]:
     """Models evaluated and not trained yet, uniform ones included, and those the solver knows beside them."""
-    trained = {key for trial in trials if is_trained(c := trial.candidate) for key in (c.key, untrained(c).key)}
-    original, seen = _original(trials), {trial.candidate.key for trial in trials}
-    for trial in trials:
-        outcome = trial.outcome
-        if isinstance(outcome, Success) and trial.candidate.key not in trained:
-            cost, latency = costs_of(outcome.accuracy, outcome.latency)
-            yield Prospect(trial.candidate, _lost(cost, original), latency, evaluated=True)
+    trained, seen = _trained_keys(trials), {trial.candidate.key for trial in trials}
+    yield from (prospect for prospect in _evaluated(trials) if prospect.candidate.key not in trained)
+    original = _original(trials)
     for model in predictions.models if predictions else ():
         if model.candidate.key not in seen:
             cost = -model.accuracy if _higher_is_better(trials) else model.accuracy
             yield Prospect(model.candidate, _lost(cost, original), model.latency_ms, evaluated=False)
+
+
+def _evaluated(trials: Sequence[Trial]) -> Iterator[Prospect]:
+    original = _original(trials)
+    for trial in trials:
+        if isinstance(trial.outcome, Success):
+            cost, latency = costs_of(trial.outcome.accuracy, trial.outcome.latency)
+            yield Prospect(trial.candidate, _lost(cost, original), latency, evaluated=True)
 
 
 def _experience(trials: Sequence[Trial]) -> list[tuple[float, float]]:
