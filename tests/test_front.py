@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -87,6 +89,21 @@ def test_without_noise_in_latency_it_is_the_plain_front(values):
     found = undominated([point(str(i), 10 * c, ms, half_width=0.0) for i, (c, ms) in enumerate(values)])
     mask = front_mask([(-c, ms) for c, ms in values])
     assert found == {str(i) for i in np.flatnonzero(mask)}
+
+
+def test_trained_models_are_finalists_however_crowded_the_front_and_whatever_the_search_says():
+    crowd = [searched(0.8 + 0.001 * n, 0.2 + 0.01 * n, n) for n in range(2 * MAX_FINALISTS)]
+    on_front, beaten, lossy = (searched(0.8101, 0.3, 90), searched(0.82, 0.45, 91), searched(0.5, 0.1, 92))
+    trained = [
+        dataclasses.replace(t, fidelity="F3", constraints=limits)
+        for t, limits in ((on_front, {}), (beaten, {}), (lossy, {"accuracy_drop_points": 3.0}))
+    ]
+    chosen = choose([*crowd, *trained])
+    assert {90, 91} <= {t.number for t in chosen}
+    assert 92 not in {t.number for t in chosen}, "beyond the study's limits"
+    assert len(chosen) == MAX_FINALISTS
+    latencies = [t.outcome.latency.best_ms for t in chosen]
+    assert latencies == sorted(latencies)
 
 
 def test_a_crowded_front_is_thinned_where_it_is_crowded():

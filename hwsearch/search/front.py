@@ -10,13 +10,20 @@ import numpy as np
 from hwsearch.search.pareto import front_mask, hypervolume, hypervolume_gains, intervals_overlap
 from hwsearch.types import Accuracy, Device, Energy, Front, FrontPoint, Latency, Success, Trial
 
+Point = tuple[tuple[float, float], Trial]
+"""An evaluation with its costs of accuracy and latency."""
+
 MAX_FINALISTS = 16
+TRAINED = "F3"  # fidelity of an evaluation after recovery
 # Models that lose more than a fifth of the reference's accuracy are not worth area on the chart.
 WORTH_KEEPING = 0.8
 
 
 def choose(trials: Sequence[Trial]) -> list[Trial]:
     """Baselines and the feasible front of the search, fastest first, thinned to the `MAX_FINALISTS` that cover most.
+
+    Every trained model is among them, on the front of the search or not: it has cost minutes, and the examples that
+    picked the moment to stop its training judge it too kindly to tell which of two such models is better.
 
     Energy counts beside accuracy and latency where it was recorded.
     """
@@ -28,22 +35,28 @@ def choose(trials: Sequence[Trial]) -> list[Trial]:
     spent = [t.outcome.energy for t, _ in good if isinstance(t.outcome, Success)]
     rows = [(*costs, energy.net_mj if energy else 0.0) for (_, costs), energy in zip(good, spent, strict=True)]
     mask = front_mask(rows).tolist() if good else []
-    front = [(costs, t) for (t, costs), on in zip(good, mask, strict=True) if on and t.baseline is None]
-    finalists = sorted(_thinned(front), key=lambda found: found[0][1])
+    trained = [(costs, t) for t, costs in good if t.fidelity == TRAINED]
+    front = [
+        (costs, t)
+        for (t, costs), on in zip(good, mask, strict=True)
+        if on and t.baseline is None and t.fidelity != TRAINED
+    ]
+    finalists = sorted(trained + _thinned(front, beside=trained), key=lambda found: found[0][1])
     baselines = [t for t in trials if t.baseline is not None and isinstance(t.outcome, Success)]
     return baselines + [trial for _, trial in finalists]
 
 
-def _thinned(front: list[tuple[tuple[float, float], Trial]]) -> list[tuple[tuple[float, float], Trial]]:
-    """The points that together dominate most of the chart, found one after the other."""
-    if len(front) <= MAX_FINALISTS:
+def _thinned(front: list[Point], *, beside: list[Point]) -> list[Point]:
+    """The points that, with those `beside` them, dominate most of the chart, found one after the other."""
+    room = max(0, MAX_FINALISTS - len(beside))
+    if len(front) <= room:
         return front
-    costs = np.array([found for found, _ in front])
+    costs, known = (np.array([found for found, _ in points]).reshape(-1, 2) for points in (front, beside))
     # A little beyond the worst, so that the ends of the front count.
     corner = costs.max(axis=0) + 0.1 * np.ptp(costs, axis=0)
     chosen: list[int] = []
-    for _ in range(MAX_FINALISTS):
-        gains = hypervolume_gains(costs, costs[chosen], corner.tolist())
+    for _ in range(room):
+        gains = hypervolume_gains(costs, np.concatenate([known, costs[chosen]]), corner.tolist())
         gains[chosen] = -1.0
         chosen.append(int(gains.argmax()))
     return [front[i] for i in chosen]
