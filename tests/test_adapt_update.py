@@ -277,6 +277,7 @@ def test_an_interrupted_update_leaves_the_old_version_serving(exported, bundle, 
     answer = served(bundle)
     command = [sys.executable, "-m", "hwsearch", "adapt", "update", bundle, "--data", scene, "--rung", "recalibrate"]
     kill, interrupt = signal.SIGKILL, signal.SIGINT
+    signal.signal(interrupt, signal.default_int_handler)  # ignored where tests run in the background, by children, too
     for line, how in (("rebuilding", kill), ("calibrating", interrupt), ("scoring", kill), ("replacing", kill)):
         child = subprocess.Popen(
             [*map(str, command), "--no-timing"],

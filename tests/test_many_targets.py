@@ -5,18 +5,12 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from hwsearch.cli.main import main
-from hwsearch.compress.recover import Recovery
-from hwsearch.config import load_study
-from hwsearch.model.train import train
 from hwsearch.report import layer_frames
 from hwsearch.search.comparison import best_within, remarks, row_of, runs_in
 from hwsearch.search.legal import legality
-from hwsearch.search.prepare import load_subject
 from hwsearch.search.run import Run
-from hwsearch.types import Success
 
 MODEL = """
 import torch
@@ -139,31 +133,6 @@ def test_a_front_is_ranked_again_by_its_finalists_alone(folder, capsys, monkeypa
     assert {t.candidate.key for t in run.trials if t.baseline is None} == finalists
     assert found["refused"] == []
     assert {point["latency_source"] for point in found["points"]} == {"modelled"}
-
-
-def test_a_front_ranked_again_is_not_trained_again(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "model.py").write_text(MODEL)
-    recover = "{method: distill, minutes: 0.1, top: 1, repair: none, selection: magnitude, qat: false}"
-    space = "{precisions: [int8], drop_branches: false}"
-    more = f"recover: {recover}\nsearch: {{sampler: random, evaluations: 4}}\nspace: {space}\n"
-    (tmp_path / "study.yaml").write_text(STUDY + more)
-    subject = load_subject(load_study("study.yaml", []))
-    learned = subject.network.module
-    data = subject.splits.train
-    train(learned, data.inputs, data.targets, epochs=12, lr=0.01, optimizer="adamw")
-    torch.save(learned.state_dict(), "learned.pt")
-    setting = ("--set", "weights=learned.pt", "--quiet")
-    assert main(["search", "study.yaml", "--target", "ort-cpu", *setting]) == 0
-    first = Run.open(tmp_path / "runs" / "small" / "ort-cpu")
-    trained = {p.key for p in first.points() if p.on_front and p.training_minutes is not None}
-    assert trained
-    capsys.readouterr()
-    monkeypatch.delattr(Recovery, "_train")  # whoever trains fails
-    code, found = called(capsys, "rerank", first.path, "--to", "openvino-cpu")
-    assert code == 0
-    again = Run.open(Path(found["run"]))
-    assert all(isinstance(again.trial(key).outcome, Success) for key in trained)
 
 
 def test_what_ran_in_a_precision_the_target_does_not_take_is_named(folder):

@@ -1,6 +1,7 @@
 """Training in a study: which models are chosen, and what becomes of them, on a device that needs no runtime."""
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -17,8 +18,8 @@ from torch import nn
 from typer.testing import CliRunner
 
 from hwsearch.cli.main import app
-from hwsearch.compress.recover import Recipe, is_trained, untrained
-from hwsearch.config import make_study
+from hwsearch.compress.recover import Recipe, Recovery, is_trained, untrained
+from hwsearch.config import load_study, make_study
 from hwsearch.errors import ConfigError, DataError
 from hwsearch.export.bundle import export_bundle
 from hwsearch.export.deployed import open_deployed
@@ -30,6 +31,7 @@ from hwsearch.search.api import search
 from hwsearch.search.guided.predictions import Prediction, Predictions
 from hwsearch.search.prepare import load_subject
 from hwsearch.search.recovery import Healing, asked_for, most_promising, with_recipe
+from hwsearch.search.rerank import rerank
 from hwsearch.search.run import Run
 from hwsearch.search.study import run_study
 from hwsearch.types import Accuracy, Artifact, Candidate, Failure, Latency, Success, Trial
@@ -314,6 +316,21 @@ def test_a_bundle_holds_trained_weights_so_that_it_can_follow_its_scene(finished
     write_manifest(bundle, parse_manifest(facts))  # as earlier versions wrote bundles
     with pytest.raises(ConfigError, match="were trained after compression"):
         open_deployed(bundle, subject=subject)
+
+
+def test_a_front_ranked_again_is_not_trained_again(network, tmp_path, target, monkeypatch):
+    torch.save(network.state_dict(), tmp_path / "bars.pt")
+    (tmp_path / "things.py").write_text("from test_recover_study import DATA, Bars\n\n\ndef data():\n    return DATA\n")
+    facts = {"name": "bars", "model": "things.py:Bars", "weights": "bars.pt", "data": {"source": "things.py:data"}}
+    wanted = settings() | {"search": {"sampler": "random", "evaluations": 4}, "target": target}
+    (tmp_path / "study.yaml").write_text(json.dumps(facts | wanted))
+    first = run_study(load_study(tmp_path / "study.yaml"), out=tmp_path / "runs" / "bars")[0]
+    trained = {p.key for p in first.points() if p.on_front and p.training_minutes is not None}
+    assert trained
+    monkeypatch.delattr(Recovery, "_train")  # whoever trains fails
+    again = rerank(first, "ort-cpu").run
+    assert again.target.name == "ort-cpu"
+    assert all(isinstance(again.trial(key).outcome, Success) for key in trained)
 
 
 def test_a_search_that_is_finished_can_be_followed_by_training(network, tmp_path, target):
